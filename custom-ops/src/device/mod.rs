@@ -1,0 +1,7 @@
+//! What a device needs once, whatever the op: borrowed host slices and preallocated outputs.
+
+mod host;
+mod workspace;
+
+pub(crate) use host::{host, host_mut};
+pub use workspace::{Frame, Workspace};

@@ -1,0 +1,169 @@
+//! Preallocated outputs: after the first step of a shape, a step allocates nothing.
+
+use std::cell::{Cell, RefCell};
+
+use candle_core::{DType, Device, Result, Shape, Tensor};
+
+/// Hands out output tensors in the order in which a step asks for them.
+///
+/// A step asks for the same tensors in the same order each time, so the n-th request of a step is
+/// served from the n-th buffer: addresses are stable (a captured CUDA graph needs that) and no
+/// allocator runs. [`Workspace::frame`] marks a stretch whose tensors are dead at its end, so that
+/// one layer's buffers serve the next layer too.
+///
+/// A tensor taken inside a frame must not be read after the frame's end: it would show a later
+/// op's values. What outlives a frame is taken before the frame is opened.
+pub struct Workspace {
+    device: Device,
+    buffers: RefCell<Vec<Tensor>>,
+    next: Cell<usize>,
+}
+
+/// Returns what was taken since [`Workspace::frame`] when it goes out of scope.
+pub struct Frame<'a> {
+    workspace: &'a Workspace,
+    mark: usize,
+}
+
+impl Workspace {
+    /// An empty workspace; it grows as the first steps ask.
+    pub fn new(device: &Device) -> Self {
+        Self { device: device.clone(), buffers: RefCell::new(Vec::new()), next: Cell::new(0) }
+    }
+
+    /// The device its tensors live on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Opens a frame: what is taken from now on is taken back when the frame is dropped.
+    pub fn frame(&self) -> Frame<'_> {
+        Frame { workspace: self, mark: self.next.get() }
+    }
+
+    /// An f32 tensor of this shape with undefined content, for an op to overwrite.
+    ///
+    /// # Errors
+    /// If the device has no memory left.
+    pub fn f32(&self, shape: impl Into<Shape>) -> Result<Tensor> {
+        self.take(shape.into(), DType::F32)
+    }
+
+    /// A u32 tensor of this shape with undefined content, for an op to overwrite.
+    ///
+    /// # Errors
+    /// If the device has no memory left.
+    pub fn u32(&self, shape: impl Into<Shape>) -> Result<Tensor> {
+        self.take(shape.into(), DType::U32)
+    }
+
+    /// Bytes held, used or not.
+    pub fn bytes(&self) -> usize {
+        let bytes = |b: &Tensor| b.elem_count() * b.dtype().size_in_bytes();
+        self.buffers.borrow().iter().map(bytes).sum()
+    }
+
+    fn take(&self, shape: Shape, dtype: DType) -> Result<Tensor> {
+        let index = self.next.get();
+        let wanted = shape.elem_count();
+        let mut buffers = self.buffers.borrow_mut();
+        let fits = |b: &Tensor| b.dtype() == dtype && b.elem_count() >= wanted;
+        if !buffers.get(index).is_some_and(fits) {
+            // At least one element: candle refuses to narrow an empty tensor.
+            let fresh = Tensor::zeros(wanted.max(1), dtype, &self.device)?;
+            match buffers.get_mut(index) {
+                Some(old) => *old = fresh,
+                None => buffers.push(fresh),
+            }
+        }
+        let tensor = buffers[index].narrow(0, 0, wanted)?.reshape(shape)?;
+        drop(buffers);
+        self.next.set(index + 1);
+        #[cfg(debug_assertions)]
+        poison(&tensor)?;
+        Ok(tensor)
+    }
+}
+
+impl Drop for Frame<'_> {
+    fn drop(&mut self) {
+        self.workspace.next.set(self.mark);
+    }
+}
+
+/// Fills what an op is to overwrite with values that cannot pass for results, so that an op that
+/// leaves a gap, or a read after a frame's end, shows in every debug build.
+#[cfg(debug_assertions)]
+fn poison(tensor: &Tensor) -> Result<()> {
+    struct Poison;
+    impl candle_core::InplaceOp1 for Poison {
+        fn name(&self) -> &'static str {
+            "poison"
+        }
+
+        fn cpu_fwd(
+            &self,
+            storage: &mut candle_core::CpuStorage,
+            layout: &candle_core::Layout,
+        ) -> Result<()> {
+            use super::host_mut;
+            match storage {
+                candle_core::CpuStorage::F32(_) => {
+                    host_mut::<f32>("poison", storage, layout)?.fill(f32::NAN)
+                }
+                _ => host_mut::<u32>("poison", storage, layout)?.fill(u32::MAX),
+            }
+            Ok(())
+        }
+    }
+    if tensor.device().is_cpu() {
+        tensor.inplace_op1(&Poison)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_gives_its_buffers_to_the_next_one() -> Result<()> {
+        let ws = Workspace::new(&Device::Cpu);
+        let kept = ws.f32(3)?;
+        kept.inplace_op1(&Fill(7.0))?;
+        for rows in [4, 2, 4, 1] {
+            let _frame = ws.frame();
+            let a = ws.f32((rows, 5))?;
+            let b = ws.u32(rows)?;
+            assert_eq!((a.dims2()?, b.dims1()?), ((rows, 5), rows));
+            a.inplace_op1(&Fill(rows as f32))?;
+            assert_eq!(a.sum_all()?.to_scalar::<f32>()?, (rows * rows * 5) as f32);
+        }
+        assert_eq!(ws.bytes(), 4 * (3 + 20 + 4), "later frames fitted into the first one's");
+        assert_eq!(kept.to_vec1::<f32>()?, [7.0; 3]);
+        Ok(())
+    }
+
+    #[test]
+    fn an_empty_tensor_is_handed_out_too() -> Result<()> {
+        let ws = Workspace::new(&Device::Cpu);
+        assert_eq!(ws.f32((0, 4))?.dims2()?, (0, 4));
+        Ok(())
+    }
+
+    struct Fill(f32);
+    impl candle_core::InplaceOp1 for Fill {
+        fn name(&self) -> &'static str {
+            "fill"
+        }
+
+        fn cpu_fwd(
+            &self,
+            storage: &mut candle_core::CpuStorage,
+            layout: &candle_core::Layout,
+        ) -> Result<()> {
+            super::super::host_mut::<f32>("fill", storage, layout)?.fill(self.0);
+            Ok(())
+        }
+    }
+}

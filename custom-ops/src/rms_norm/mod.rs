@@ -1,0 +1,46 @@
+//! Root-mean-square normalisation over the last axis.
+
+mod cpu;
+
+use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
+
+use crate::device::{host, host_mut, Workspace};
+
+/// `out = weight ⊙ x / sqrt(mean(x²) + eps)`, over rows of the last axis.
+///
+/// Shapes: `x` `[…, n]` f32 · `weight` `[n]` f32, all ones if absent · result as `x`.
+/// Errors: a weight of another length.
+/// Source: RMSNorm (Zhang and Sennrich, 2019); DeepSeek V4 uses eps 1e-6, and no weight on the
+/// heads of a query. Sums run in f64 on the CPU.
+pub fn rms_norm(x: &Tensor, weight: Option<&Tensor>, eps: f64, ws: &Workspace) -> Result<Tensor> {
+    let n = x.dim(candle_core::D::Minus1)?;
+    if let Some(weight) = weight {
+        if weight.dims() != [n] {
+            bail!("rms_norm: weight {:?} for rows of {n}", weight.dims());
+        }
+    }
+    let out = ws.f32(x.shape())?;
+    out.inplace_op1(&RmsNorm { x, weight, eps, n })?;
+    Ok(out)
+}
+
+struct RmsNorm<'a> {
+    x: &'a Tensor,
+    weight: Option<&'a Tensor>,
+    eps: f64,
+    n: usize,
+}
+
+impl InplaceOp1 for RmsNorm<'_> {
+    fn name(&self) -> &'static str {
+        "rms_norm"
+    }
+
+    fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let out = host_mut::<f32>(self.name(), out, layout)?;
+        let x = host::<f32>(self.name(), self.x)?;
+        let weight = self.weight.map(|w| host::<f32>(self.name(), w)).transpose()?;
+        cpu::rms_norm(&x, weight.as_deref(), self.eps, self.n, out);
+        Ok(())
+    }
+}
