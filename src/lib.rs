@@ -1,1 +1,11 @@
 //! candle-ds4
+#![deny(missing_docs)]
+
+pub use candle_core as candle;
+pub use candle_ds4_ops as ops;
+
+pub mod cache;
+pub mod config;
+pub mod gguf;
+pub mod model;
+pub mod weights;

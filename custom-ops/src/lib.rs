@@ -1,8 +1,37 @@
 //! Custom candle ops for DeepSeek V4.
 #![deny(missing_docs)]
 
+mod attention;
+mod blocks;
+mod compressor;
 pub mod device;
+mod dot;
+mod embed;
+mod experts;
+mod hyper_connection;
+mod indexer;
+mod kv;
+mod matmul;
+mod matrix;
+mod ragged;
 mod rms_norm;
+mod rope;
+mod rounding;
+mod router;
 
+pub use attention::{sink_attention, Compressed, Selection};
+pub use blocks::Format;
+pub use compressor::{pool, PoolState, Pooling};
 pub use device::Workspace;
+pub use embed::embed;
+pub use experts::{experts, Mlp};
+pub use hyper_connection::{hyper_collapse, hyper_expand, hyper_head_mix, hyper_mix, MixParams};
+pub use indexer::{select_rows, NO_ROW};
+pub use kv::{Ring, Rows, PAGE_TOKENS};
+pub use matmul::{grouped_matmul, matmul};
+pub use matrix::Matrix;
+pub use ragged::{Ragged, Span};
 pub use rms_norm::rms_norm;
+pub use rope::{rope, RopeTable, Turn, Yarn};
+pub use rounding::{fp8_round_trip, hadamard_fp4_round_trip};
+pub use router::{route, Choice};

@@ -2,7 +2,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
 
@@ -335,8 +334,8 @@ impl Error {
     }
 }
 
-/// `name` in back quotes, safe for a terminal: control characters escaped, the middle of a very
-/// long name left out.
+/// `name` in back quotes, safe for a terminal: what is not printable is escaped, the middle of a
+/// very long name left out.
 pub(super) fn quote(name: &str) -> String {
     const SHOWN: usize = 120;
     let mut out = String::from("`");
@@ -348,11 +347,10 @@ pub(super) fn quote(name: &str) -> String {
         if count > SHOWN && (SHOWN / 2..count - SHOWN / 2).contains(&i) {
             continue;
         }
-        if c.is_control() {
-            // Writing into a String cannot fail.
-            let _ = write!(out, "{}", c.escape_default());
-        } else {
+        if c == '\'' {
             out.push(c);
+        } else {
+            out.extend(c.escape_debug());
         }
     }
     out.push('`');

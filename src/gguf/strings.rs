@@ -72,10 +72,7 @@ impl<S: AsRef<[u8]>> FromIterator<S> for Strings {
             raw.extend_from_slice(s);
             ends.push(raw.len());
         }
-        Self {
-            raw: raw.into(),
-            ends,
-        }
+        Self { raw: raw.into(), ends }
     }
 }
 

@@ -37,22 +37,11 @@ impl TensorInfo {
 /// # Errors
 /// More than [`MAX_DIMS`] dimensions, a row of broken blocks, or a product past 63 bits, which
 /// no file offset can reach. `tensor` only names the culprit.
-pub(super) fn data_len(
-    tensor: &str,
-    dims: &[u64],
-    ty: TensorType,
-) -> Result<Option<u64>, Error> {
+pub(super) fn data_len(tensor: &str, dims: &[u64], ty: TensorType) -> Result<Option<u64>, Error> {
     if dims.len() > MAX_DIMS {
-        return Err(Error::Dimensions {
-            tensor: tensor.to_owned(),
-            count: dims.len() as u64,
-        });
+        return Err(Error::Dimensions { tensor: tensor.to_owned(), count: dims.len() as u64 });
     }
-    let overflow = || Error::Overflow {
-        tensor: tensor.to_owned(),
-        dims: dims.to_vec(),
-        ty,
-    };
+    let overflow = || Error::Overflow { tensor: tensor.to_owned(), dims: dims.to_vec(), ty };
     // A dimension of zero must not hide the overflow of the others: strides are computed from them.
     let fits = |n: u64| (n <= i64::MAX as u64).then_some(n);
     let extent = dims
@@ -64,17 +53,9 @@ pub(super) fn data_len(
     };
     let row = dims.first().copied().unwrap_or(1);
     if row % block.elements != 0 {
-        return Err(Error::Blocks {
-            tensor: tensor.to_owned(),
-            row,
-            ty,
-            block: block.elements,
-        });
+        return Err(Error::Blocks { tensor: tensor.to_owned(), row, ty, block: block.elements });
     }
     let blocks = extent.div_ceil(block.elements);
-    let bytes = blocks
-        .checked_mul(block.bytes)
-        .and_then(fits)
-        .ok_or_else(overflow)?;
+    let bytes = blocks.checked_mul(block.bytes).and_then(fits).ok_or_else(overflow)?;
     Ok(Some(if dims.contains(&0) { 0 } else { bytes }))
 }

@@ -141,10 +141,7 @@ impl TensorType {
     /// Whether this program can compute with tensors of the type; the others it can only list.
     pub fn is_loadable(self) -> bool {
         use TensorType::*;
-        matches!(
-            self,
-            F32 | F16 | BF16 | I8 | I32 | I64 | Q8_0 | Q2_K | Q4_K | IQ2_XXS
-        )
+        matches!(self, F32 | F16 | BF16 | I8 | I32 | I64 | Q8_0 | Q2_K | Q4_K | IQ2_XXS)
     }
 }
 

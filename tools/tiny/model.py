@@ -25,7 +25,7 @@ from rounding import fp4_round_trip, fp8_round_trip, hadamard  # noqa: E402
 class Shape:
     """Hyper-parameters. Those marked 'family' are the same in every V4 model."""
 
-    vocab: int = 3072
+    vocab: int = 2688
     hidden: int = 256
     ratios: tuple = (0, 0, 4, 128, 4, 128)
     heads: int = 4
@@ -92,6 +92,46 @@ def rotate(x, cos, sin):
     return torch.cat((plain, turned.to(x.dtype)), dim=-1)
 
 
+def queries(q, cos, sin, eps, scale, dtype):
+    """Per-head norm, rotation and softmax scale of q [B, T, heads, width]."""
+    return (rotate(rms(q.float(), eps), cos[:, None], sin[:, None]) * scale).to(dtype)
+
+
+def unrotated(out, cos, sin, dtype):
+    """Attention's output [B, T, heads, width] turned back, as the values carried rotation."""
+    return rotate(out.float(), cos[:, None], -sin[:, None]).to(dtype)
+
+
+def rows(x, norm, cos, sin, eps, rope, rounding, dtype):
+    """Key/value or compressed rows [B, rows, width]: norm, FP8 of the plain channels, rotation."""
+    row = rms(x.float(), eps, norm)
+    if rounding:
+        row = round_row(row, rope)
+    return rotate(row, cos, sin).to(dtype)
+
+
+def round_row(row, rope):
+    head = fp8_round_trip(row[..., :-rope], 64, straight_through=True)
+    return torch.cat((head, row[..., -rope:]), dim=-1)
+
+
+def round_index(v):
+    return fp4_round_trip(hadamard(v), 32, straight_through=True)
+
+
+def overlap(v, width, fill):
+    first, second = v.split(width, dim=-1)
+    return torch.cat((F.pad(first[:, :-1], (0, 0, 0, 0, 1, 0), value=fill), second), dim=2)
+
+
+def pool(u, z, ape, width):
+    """Windows [B, rows, ratio, series·width] pooled per channel by softmax over time."""
+    u, z = u.float(), z.float() + ape
+    if u.shape[-1] == 2 * width:
+        u, z = overlap(u, width, 0.0), overlap(z, width, float("-inf"))
+    return (u * z.softmax(2)).sum(2)
+
+
 class Sinkhorn(torch.autograd.Function):
     """Rows and columns of positive [N, 4, 4] matrices normalised in turn, columns first and last.
 
@@ -124,6 +164,16 @@ def mixing(state, fn, base, scale, eps):
     flat = state.flatten(1)
     m = F.linear(flat, fn) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)
     return m * scale + base
+
+
+def mixes(state, fn, base, scale, eps):
+    """(pre, post, comb before Sinkhorn) of a hyper-connection; scale has one value each."""
+    n = state.shape[1]
+    m = mixing(state, fn, 0.0, 1.0, eps)
+    pre = (m[:, :n] * scale[0] + base[:n]).sigmoid() + eps
+    post = 2 * (m[:, n : 2 * n] * scale[1] + base[n : 2 * n]).sigmoid()
+    comb = m[:, 2 * n :] * scale[2] + base[2 * n :]
+    return pre, post, comb.view(-1, n, n).softmax(-1) + eps
 
 
 def collapse(state, pre, norm, eps):
@@ -180,15 +230,9 @@ class HyperConnection(nn.Module):
 
     def open(self, state, norm):
         """The sub-layer's input and what `close` needs, from states [N, streams, hidden]."""
-        n, eps = self.shape.streams, self.shape.eps
-        scale = self.scale.repeat_interleave(
-            torch.tensor([n, n, n * n], device=state.device), output_size=2 * n + n * n
-        )
+        eps = self.shape.eps
         with torch.autocast(state.device.type, enabled=False):
-            m = fast("mixing", mixing)(state, self.fn, self.base, scale, eps)
-            pre = m[:, :n].sigmoid() + eps
-            post = 2 * m[:, n : 2 * n].sigmoid()
-            comb = m[:, 2 * n :].view(-1, n, n).softmax(-1) + eps
+            pre, post, comb = fast("mixes", mixes)(state, self.fn, self.base, self.scale, eps)
             comb = fast("sinkhorn", Sinkhorn.apply)(comb, self.shape.sinkhorn, eps)
             return fast("collapse", collapse)(state, pre, norm, eps), post, comb
 
@@ -208,19 +252,11 @@ class Compressor(nn.Module):
         self.ape = nn.Parameter(torch.randn(ratio, self.series * width) * 0.5)
         self.norm = nn.Parameter(torch.ones(width))
 
-    def forward(self, x, cos, sin):
-        """[B, T, hidden] -> rotated rows [B, T // ratio, width]."""
-        b, t, _ = x.shape
-        u = F.linear(x, self.kv).float().view(b, t // self.ratio, self.ratio, -1)
-        z = F.linear(x, self.gate).float().view(b, t // self.ratio, self.ratio, -1) + self.ape
-        if self.series == 2:
-            u, z = (self.overlap(v, fill) for v, fill in ((u, 0.0), (z, float("-inf"))))
-        rows = rms((u * z.softmax(2)).sum(2), self.shape.eps, self.norm)
-        return rotate(rows, cos[:: self.ratio], sin[:: self.ratio])
-
-    def overlap(self, v, fill):
-        first, second = v.split(self.width, dim=-1)
-        return torch.cat((F.pad(first[:, :-1], (0, 0, 0, 0, 1, 0), value=fill), second), dim=2)
+    def forward(self, x):
+        """[B, T, hidden] -> pooled values [B, T // ratio, width], before norm and rotation."""
+        windows = (x.shape[0], x.shape[1] // self.ratio, self.ratio, -1)
+        u, z = (F.linear(x, w).view(windows) for w in (self.kv, self.gate))
+        return fast(f"pool {self.ratio}", pool)(u, z, self.ape, self.width)
 
 
 class Indexer(nn.Module):
@@ -237,8 +273,10 @@ class Indexer(nn.Module):
         s = self.shape
         b, t, _ = x.shape
         q = F.linear(qr, self.q_b).float().view(b, t, s.index_heads, s.index_head_dim)
-        q = rotate(q, cos[:, None], sin[:, None])
-        keys = self.compressor(x, cos, sin)
+        q = fast("rotate", rotate)(q, cos[:, None], sin[:, None])
+        pooled = self.compressor(x)
+        at = slice(0, t, 4)
+        keys = rows(pooled, self.compressor.norm, cos[at], sin[at], s.eps, s.rope, False, q.dtype)
         if rounding:
             q, keys = (
                 fast("index rounding", round_index)(v.flatten(0, -2)).view(v.shape)
@@ -249,15 +287,6 @@ class Indexer(nn.Module):
         return fast("weighted_relu", weighted_relu)(
             scores.view(b, t, s.index_heads, -1), weights
         )
-
-
-def round_index(v):
-    return fp4_round_trip(hadamard(v), 32, straight_through=True)
-
-
-def round_row(row, rope):
-    head = fp8_round_trip(row[..., :-rope], 64, straight_through=True)
-    return torch.cat((head, row[..., -rope:]), dim=-1)
 
 
 class Attention(nn.Module):
@@ -283,13 +312,11 @@ class Attention(nn.Module):
         b, t, _ = x.shape
         blocks = t // s.window
         qr = rms(F.linear(x, self.q_a).float(), s.eps, self.q_a_norm)
-        q = F.linear(qr, self.q_b).float().view(b, t, s.heads, s.head_dim)
-        q = rotate(rms(q, s.eps), cos[:, None], sin[:, None]) * s.head_dim**-0.5
-        kv = rotate(rms(F.linear(x, self.kv).float(), s.eps, self.kv_a_norm), cos, sin)
-        if mode.rounding:
-            kv = fast("row rounding", round_row)(kv.flatten(0, 1), s.rope).view(kv.shape)
+        q = F.linear(qr, self.q_b).view(b, t, s.heads, s.head_dim)
         dtype = torch.bfloat16 if mode.bf16 else torch.float32
-        q, kv = q.to(dtype), kv.to(dtype)
+        q = fast("queries", queries)(q, cos, sin, s.eps, s.head_dim**-0.5, dtype)
+        settings = (s.eps, s.rope, mode.rounding, dtype)
+        kv = fast("rows", rows)(F.linear(x, self.kv), self.kv_a_norm, cos, sin, *settings)
 
         # Each block of 128 queries sees its own block of rows and the one before.
         near = kv.view(b, blocks, s.window, -1)
@@ -302,14 +329,13 @@ class Attention(nn.Module):
         raw_mask[0, :, : s.window] = False
         raw_mask = raw_mask[None, :, :, None]
 
-        rows, far_scores, seen, picks, picked = None, None, None, None, None
+        far, far_scores, seen, picks, picked = None, None, None, None, None
         if self.ratio:
-            rows = self.compressor(x, cos, sin)
-            if mode.rounding:
-                flat = rows.flatten(0, 1)
-                rows = fast("row rounding", round_row)(flat, s.rope).view(rows.shape)
-            rows = rows.to(dtype)
-            n = rows.shape[1]
+            at_rows = [v[:: self.ratio].contiguous() for v in (cos, sin)]
+            far = fast("rows", rows)(
+                self.compressor(x), self.compressor.norm, *at_rows, *settings
+            )
+            n = far.shape[1]
             limit = (torch.arange(t, device=x.device) + 1) // self.ratio
             seen = (torch.arange(n, device=x.device) < limit[:, None])[None, :, None]
             if self.indexer is not None and (mode.index_loss or (mode.sparse and n > s.top_k)):
@@ -319,7 +345,7 @@ class Attention(nn.Module):
                     best = picks.detach().topk(s.top_k, dim=-1).indices
                     picked = torch.zeros_like(picks, dtype=torch.bool).scatter_(2, best, True)
                     picked = (picked & seen[:, :, 0]).unsqueeze(2)
-            far_scores = (q.flatten(1, 2) @ rows.transpose(1, 2)).view(b, t, s.heads, n)
+            far_scores = (q.flatten(1, 2) @ far.transpose(1, 2)).view(b, t, s.heads, n)
 
         sink = self.sinks[:, None]
         w_near, w_far = fast("attention_weights", attention_weights)(
@@ -329,12 +355,10 @@ class Attention(nn.Module):
             b, t, s.heads, s.head_dim
         )
         if w_far is not None:
-            far = w_far.to(dtype).view(b, t * s.heads, -1) @ rows
-            out = out + far.view(out.shape)
-        out = rotate(out.float(), cos[:, None], -sin[:, None])
-        out = out.view(b, t, s.o_groups, -1)
+            out = out + (w_far.to(dtype).view(b, t * s.heads, -1) @ far).view(out.shape)
+        out = fast("unrotated", unrotated)(out, cos, sin, dtype).view(b, t, s.o_groups, -1)
         weight = self.output_a.view(s.o_groups, s.o_lora, -1)
-        low = torch.einsum("btgi,goi->btgo", out.to(dtype), weight.to(dtype)).flatten(2)
+        low = torch.einsum("btgi,goi->btgo", out, weight.to(dtype)).flatten(2)
         index_loss = None
         if mode.index_loss and picks is not None:
             index_loss = index_divergence(picks, w_far.view(b, t, s.heads, -1), mode.real)
@@ -375,8 +399,8 @@ class Experts(nn.Module):
             self.register_buffer("bias", torch.randn(e) * 0.02)
         self.load = None
 
-    def route(self, x, ids):
-        """Weights [N, experts], zero for experts not chosen."""
+    def route(self, x, ids, real):
+        """Weights [N, experts], zero for experts not chosen; notes the load of real tokens."""
         s = self.shape
         with torch.autocast(x.device.type, enabled=False):
             p = F.softplus(F.linear(x.float(), self.gate_inp)).sqrt()
@@ -385,14 +409,15 @@ class Experts(nn.Module):
         else:
             chosen = (p.detach() + self.bias).topk(s.experts_used, dim=-1).indices
         keep = torch.zeros_like(p).scatter_(1, chosen, 1.0)
-        if self.training and not hasattr(self, "tid2eid"):
-            self.load = keep.mean(0) if self.load is None else self.load
+        if real is not None:
+            self.load = real.float() @ keep / real.sum()
         p = p * keep
         return p / p.sum(-1, keepdim=True) * s.route_scale
 
-    def forward(self, x, ids):
+    def forward(self, x, ids, mode):
         s = self.shape
-        route = self.route(x, ids)
+        real = None if mode.real is None else mode.real.flatten()
+        route = self.route(x, ids, real)
         route = torch.cat((route, torch.ones_like(route[:, :1])), dim=1)
         gate = torch.cat((self.gate_exps.flatten(0, 1), self.gate_shexp))
         up = torch.cat((self.up_exps.flatten(0, 1), self.up_shexp))
@@ -416,7 +441,7 @@ class Layer(nn.Module):
         y, index_loss = self.attn(x.view(b, t, -1), cos, sin, mode)
         state = self.hc_attn.close(state, y.flatten(0, 1), post, comb)
         x, post, comb = self.hc_ffn.open(state, self.ffn_norm)
-        return self.hc_ffn.close(state, self.ffn(x, ids.flatten()), post, comb), index_loss
+        return self.hc_ffn.close(state, self.ffn(x, ids.flatten(), mode), post, comb), index_loss
 
 
 @dataclass
@@ -454,7 +479,7 @@ class TinyV4(nn.Module):
         b, t = ids.shape
         if t % s.window:
             raise ValueError(f"{t} tokens: pad to a multiple of {s.window}")
-        state = self.token_embd[ids.flatten()].unsqueeze(1).expand(-1, s.streams, -1).contiguous()
+        state = F.embedding(ids.flatten(), self.token_embd).unsqueeze(1).expand(-1, s.streams, -1).contiguous()
         losses = []
         for layer, ratio in zip(self.blk, s.ratios):
             k = int(ratio > 0)
@@ -483,6 +508,7 @@ def compile_hot_parts(on):
     """Let `torch.compile` fuse the element-wise functions (shapes must then stay few)."""
     global _compile
     _compile = on
+    torch._dynamo.config.recompile_limit = 64
 
 
 def fast(name, function):

@@ -3,5 +3,5 @@
 mod host;
 mod workspace;
 
-pub(crate) use host::{host, host_mut};
+pub(crate) use host::{host, host_mut, Host};
 pub use workspace::{Frame, Workspace};

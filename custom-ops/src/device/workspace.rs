@@ -79,7 +79,7 @@ impl Workspace {
         let tensor = buffers[index].narrow(0, 0, wanted)?.reshape(shape)?;
         drop(buffers);
         self.next.set(index + 1);
-        #[cfg(debug_assertions)]
+        #[cfg(any(test, debug_assertions))]
         poison(&tensor)?;
         Ok(tensor)
     }
@@ -92,8 +92,8 @@ impl Drop for Frame<'_> {
 }
 
 /// Fills what an op is to overwrite with values that cannot pass for results, so that an op that
-/// leaves a gap, or a read after a frame's end, shows in every debug build.
-#[cfg(debug_assertions)]
+/// leaves a gap, or a read after a frame's end, shows in tests and in every debug build.
+#[cfg(any(test, debug_assertions))]
 fn poison(tensor: &Tensor) -> Result<()> {
     struct Poison;
     impl candle_core::InplaceOp1 for Poison {

@@ -2,6 +2,8 @@
 
 mod cpu;
 
+pub(crate) use cpu::scale;
+
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
 use crate::device::{host, host_mut, Workspace};

@@ -1,0 +1,147 @@
+use super::*;
+use crate::{Ragged, NO_ROW};
+use candle_core::Device;
+
+const HEADS: usize = 3;
+const DIM: usize = 24;
+const WINDOW: usize = 5;
+const RATIO: usize = 4;
+const TOKENS: usize = 23;
+
+struct Case {
+    q: Tensor,
+    kv: Tensor,
+    rows: Tensor,
+    sinks: Tensor,
+}
+
+fn case() -> Result<Case> {
+    let device = Device::Cpu;
+    Ok(Case {
+        q: Tensor::randn(0f32, 1.5, (TOKENS, HEADS, DIM), &device)?,
+        kv: Tensor::randn(0f32, 1.0, (TOKENS, DIM), &device)?,
+        rows: Tensor::randn(0f32, 1.0, (TOKENS / RATIO, DIM), &device)?,
+        sinks: Tensor::randn(0f32, 1.0, HEADS, &device)?,
+    })
+}
+
+/// By the definition, in f64.
+fn naive(case: &Case, token: usize, rows: &[usize]) -> Result<Vec<f64>> {
+    let get = |t: &Tensor| -> Result<Vec<Vec<f64>>> {
+        let rows = t.reshape(((), DIM))?.to_vec2::<f32>()?;
+        Ok(rows.iter().map(|r| r.iter().map(|&v| f64::from(v)).collect()).collect())
+    };
+    let (q, kv, compressed) = (get(&case.q)?, get(&case.kv)?, get(&case.rows)?);
+    let sinks = case.sinks.to_vec1::<f32>()?;
+    let window = (token + 1).saturating_sub(WINDOW)..=token;
+    let attended: Vec<&Vec<f64>> =
+        window.map(|p| &kv[p]).chain(rows.iter().map(|&r| &compressed[r])).collect();
+    let mut out = Vec::new();
+    for head in 0..HEADS {
+        let q = &q[token * HEADS + head];
+        let score = |row: &Vec<f64>| q.iter().zip(row).map(|(a, b)| a * b).sum::<f64>() * 0.3;
+        let weights: Vec<f64> = attended.iter().map(|row| score(row).exp()).collect();
+        let sum = f64::from(sinks[head]).exp() + weights.iter().sum::<f64>();
+        for channel in 0..DIM {
+            let dot: f64 = weights.iter().zip(&attended).map(|(w, row)| w * row[channel]).sum();
+            out.push(dot / sum);
+        }
+    }
+    Ok(out)
+}
+
+/// Runs the case cut into chunks, as a sequence would see them.
+fn run(case: &Case, cuts: &[usize], chosen: Option<&Tensor>) -> Result<Vec<f32>> {
+    let device = Device::Cpu;
+    let ring = Ring::new(WINDOW + 1, DIM, &device)?;
+    let mut rows = Rows::new(RATIO, DIM, &device);
+    let mut got = Vec::new();
+    let mut start = 0;
+    for &len in cuts {
+        let ws = Workspace::new(&device);
+        let batch = Ragged::new(&[(start, len)], &device)?;
+        let windows = batch.spans()[0].windows(RATIO);
+        rows.append(&case.rows, windows.start, windows.len())?;
+        let ids = chosen.map(|ids| ids.narrow(0, start, len)).transpose()?;
+        let selection = match &ids {
+            Some(ids) => Selection::Chosen(ids),
+            None => Selection::Visible { ratio: RATIO },
+        };
+        let (q, kv) = (case.q.narrow(0, start, len)?, case.kv.narrow(0, start, len)?);
+        let compressed = Compressed { rows: &[&rows], selection };
+        let out = sink_attention(
+            &q,
+            &kv,
+            &[&ring],
+            WINDOW,
+            Some(compressed),
+            &case.sinks,
+            0.3,
+            &batch,
+            &ws,
+        )?;
+        got.extend(out.flatten_all()?.to_vec1::<f32>()?);
+        ring.write(&kv, &batch.spans()[0])?;
+        start += len;
+    }
+    Ok(got)
+}
+
+fn assert_near(got: &[f32], want: &[f64], what: &str) {
+    assert_eq!(got.len(), want.len());
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        assert!((f64::from(*got) - want).abs() < 2e-6, "{what}, value {i}: {got} is not {want}");
+    }
+}
+
+#[test]
+fn window_rows_visible_rows_and_the_sink_share_the_weight() -> Result<()> {
+    let case = case()?;
+    let got = run(&case, &[TOKENS], None)?;
+    for token in 0..TOKENS {
+        let rows: Vec<usize> = (0..(token + 1) / RATIO).collect();
+        let want = naive(&case, token, &rows)?;
+        assert_near(&got[token * HEADS * DIM..][..HEADS * DIM], &want, &format!("token {token}"));
+    }
+    Ok(())
+}
+
+#[test]
+fn every_cut_gives_the_same_bits() -> Result<()> {
+    let case = case()?;
+    let whole = run(&case, &[TOKENS], None)?;
+    for cuts in [vec![1; TOKENS], vec![7, 1, 9, 6], vec![4, 19], vec![22, 1], vec![3, 12, 8]] {
+        assert_eq!(run(&case, &cuts, None)?, whole, "{cuts:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn only_chosen_rows_count_and_a_list_may_end_early() -> Result<()> {
+    let case = case()?;
+    let choices: Vec<Vec<usize>> = (0..TOKENS)
+        .map(|t| (0..(t + 1) / RATIO).filter(|r| (r + t) % 2 == 0).take(3).collect())
+        .collect();
+    let ids: Vec<u32> = choices
+        .iter()
+        .flat_map(|c| {
+            c.iter().map(|&r| r as u32).chain(std::iter::repeat(NO_ROW)).take(3).collect::<Vec<_>>()
+        })
+        .collect();
+    let ids = Tensor::from_vec(ids, (TOKENS, 3), &Device::Cpu)?;
+    let got = run(&case, &[10, 13], Some(&ids))?;
+    for (token, rows) in choices.iter().enumerate() {
+        let want = naive(&case, token, rows)?;
+        assert_near(&got[token * HEADS * DIM..][..HEADS * DIM], &want, &format!("token {token}"));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_choice_past_the_rows_is_named() -> Result<()> {
+    let case = case()?;
+    let ids = Tensor::full(99u32, (TOKENS, 2), &Device::Cpu)?;
+    let error = run(&case, &[TOKENS], Some(&ids)).unwrap_err().to_string();
+    assert!(error.contains("token 0 chose row 99 of 5"), "{error}");
+    Ok(())
+}

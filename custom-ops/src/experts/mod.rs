@@ -1,0 +1,119 @@
+//! The mixture-of-experts feed-forward network in one op.
+
+mod cpu;
+mod groups;
+
+use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
+
+use crate::device::{host, host_mut, Workspace};
+use crate::Matrix;
+
+/// The weights of a gated feed-forward network, or of a stack of them.
+///
+/// `gate` and `up` are `[n, inter, hidden]`, `down` is `[n, hidden, inter]`; `down` may be in
+/// another block format than the other two.
+#[derive(Clone, Copy)]
+pub struct Mlp<'a> {
+    /// Named W1 in the paper's code.
+    pub gate: &'a Matrix,
+    /// Named W3 in the paper's code.
+    pub up: &'a Matrix,
+    /// Named W2 in the paper's code.
+    pub down: &'a Matrix,
+}
+
+/// `out[t] = Σ_s F(ids[t, s], x[t], weights[t, s]) + F(shared, x[t], 1)`, where
+/// `F(e, x, w) = W2[e]·(silu(g)·u·w)`, `g = min(W1[e]·x, clamp)`, `u = W3[e]·x` clamped to
+/// `±clamp`, `silu(g) = g/(1 + exp(−g))`.
+///
+/// Shapes: `x` `[tokens, hidden]` f32 · `routed` stacks of `n` experts · `ids` `[tokens, k]` u32,
+/// repeats allowed · `weights` `[tokens, k]` f32 · `shared` single matrices, of any width · `clamp`
+/// positive, infinite for none · result `[tokens, hidden]`.
+/// Errors: shapes that do not fit each other (names both); an id that is not below `n` (names
+/// token, slot and id).
+/// Source: DeepSeek V4 paper and model card: clamped SwiGLU experts, the route's weight applied
+/// before the last product.
+///
+/// On the CPU each product follows the order of [`crate::matmul`], and the additions of a token run
+/// over its slots in order with the shared expert last, so that a token's values do not depend on
+/// its batch. The bytes of each chosen expert are read once a call.
+pub fn experts(
+    x: &Tensor,
+    routed: Mlp,
+    ids: &Tensor,
+    weights: &Tensor,
+    shared: Option<Mlp>,
+    clamp: f32,
+    ws: &Workspace,
+) -> Result<Tensor> {
+    let (tokens, hidden) = x.dims2()?;
+    check("routed", routed, routed.gate.stack(), hidden)?;
+    if let Some(shared) = shared {
+        check("shared", shared, 1, hidden)?;
+    }
+    let (ids_dims, weights_dims) = (ids.dims2()?, weights.dims2()?);
+    if ids_dims.0 != tokens || ids_dims != weights_dims {
+        bail!("experts: ids {ids_dims:?} and weights {weights_dims:?} for {tokens} token(s)");
+    }
+    if clamp.is_nan() || clamp <= 0.0 {
+        bail!("experts: the clamp must be above 0, or infinite for none, got {clamp}");
+    }
+    let out = ws.f32((tokens, hidden))?;
+    out.inplace_op1(&Experts { x, routed, ids, weights, shared, clamp })?;
+    Ok(out)
+}
+
+/// Refuses weights that are not `[n, inter, hidden]`, twice, and `[n, hidden, inter]`.
+fn check(what: &str, mlp: Mlp, n: usize, hidden: usize) -> Result<()> {
+    let inter = mlp.gate.rows();
+    let wanted = [
+        ("gate", mlp.gate, [n, inter, hidden]),
+        ("up", mlp.up, [n, inter, hidden]),
+        ("down", mlp.down, [n, hidden, inter]),
+    ];
+    for (name, weight, wanted) in wanted {
+        let shape = [weight.stack(), weight.rows(), weight.cols()];
+        if shape != wanted {
+            bail!("experts: {what} {name} is {shape:?}, not {wanted:?}");
+        }
+    }
+    Ok(())
+}
+
+struct Experts<'a> {
+    x: &'a Tensor,
+    routed: Mlp<'a>,
+    ids: &'a Tensor,
+    weights: &'a Tensor,
+    shared: Option<Mlp<'a>>,
+    clamp: f32,
+}
+
+impl InplaceOp1 for Experts<'_> {
+    fn name(&self) -> &'static str {
+        "experts"
+    }
+
+    fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let out = host_mut::<f32>(self.name(), out, layout)?;
+        let x = host::<f32>(self.name(), self.x)?;
+        let ids = host::<u32>(self.name(), self.ids)?;
+        let weights = host::<f32>(self.name(), self.weights)?;
+        let (n, k) = (self.routed.gate.stack(), self.ids.dim(1)?);
+        for (pair, &id) in ids.iter().enumerate() {
+            if id as usize >= n {
+                let (token, slot) = (pair / k, pair % k);
+                bail!("experts: token {token}, slot {slot} chose expert {id} of {n}");
+            }
+        }
+        let route = cpu::Route { ids: &ids, weights: &weights, k, n };
+        let routed = cpu::Network::new(self.name(), self.routed)?;
+        let shared = self.shared.map(|mlp| cpu::Network::new(self.name(), mlp)).transpose()?;
+        let hidden = self.routed.gate.cols();
+        cpu::experts(&x, hidden, route, &routed, shared.as_ref(), self.clamp, out);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

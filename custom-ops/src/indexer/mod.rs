@@ -1,0 +1,165 @@
+//! The lightning indexer: which compressed rows are worth attending to.
+
+mod cpu;
+
+use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
+
+use crate::device::{host, host_mut, Workspace};
+use crate::kv::{HostRows, Rows};
+use crate::ragged::Ragged;
+
+/// Ends a list of chosen rows that is shorter than its place.
+pub const NO_ROW: u32 = u32::MAX;
+
+/// The `k` visible rows with the highest `score_w = Σ_h weight_h · relu(q_h · key_w)`, ascending by
+/// row; all of them if no more than `k` are visible. Ties go to the lower row.
+///
+/// Shapes: `q` `[tokens, heads, dim]` f32 · `weights` `[tokens, heads]` f32 · `keys` one list of
+/// rows for each sequence; at position `p` the first `⌊(p+1)/ratio⌋` are visible → `[tokens, k]`
+/// u32, ended early by [`NO_ROW`].
+/// Errors: shapes that do not fit; keys missing that should be visible.
+/// Source: DeepSeek V3.2's and V4's sparse attention.
+pub fn select_rows(
+    q: &Tensor,
+    weights: &Tensor,
+    keys: &[&Rows],
+    ratio: usize,
+    k: usize,
+    batch: &Ragged,
+    ws: &Workspace,
+) -> Result<Tensor> {
+    let (tokens, heads, dim) = q.dims3()?;
+    if weights.dims() != [tokens, heads] || tokens != batch.tokens() {
+        bail!(
+            "select_rows: q {:?}, weights {:?}, batch {}",
+            q.dims(),
+            weights.dims(),
+            batch.tokens()
+        );
+    }
+    if keys.len() != batch.spans().len() || keys.iter().any(|keys| keys.width() != dim) {
+        bail!("select_rows: {} lists of keys do not fit heads of {dim}", keys.len());
+    }
+    for (span, keys) in batch.spans().iter().zip(keys) {
+        if keys.len() < span.end() / ratio {
+            bail!("select_rows: {} keys at position {}", keys.len(), span.end());
+        }
+    }
+    let out = ws.u32((tokens, k))?;
+    out.inplace_op1(&Select { q, weights, keys, ratio, k, batch })?;
+    Ok(out)
+}
+
+struct Select<'a> {
+    q: &'a Tensor,
+    weights: &'a Tensor,
+    keys: &'a [&'a Rows],
+    ratio: usize,
+    k: usize,
+    batch: &'a Ragged,
+}
+
+impl InplaceOp1 for Select<'_> {
+    fn name(&self) -> &'static str {
+        "select_rows"
+    }
+
+    fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let out = host_mut::<u32>(self.name(), out, layout)?;
+        let (_, heads, dim) = self.q.dims3()?;
+        let q = host::<f32>(self.name(), self.q)?;
+        let weights = host::<f32>(self.name(), self.weights)?;
+        for (span, keys) in self.batch.spans().iter().zip(self.keys) {
+            let keys = HostRows::new(self.name(), keys)?;
+            let tokens = span.row..span.row + span.len;
+            let search = cpu::Search {
+                keys: &keys,
+                heads,
+                dim,
+                ratio: self.ratio,
+                k: self.k,
+                start: span.start,
+            };
+            search.select(
+                &q[tokens.start * heads * dim..tokens.end * heads * dim],
+                &weights[tokens.start * heads..tokens.end * heads],
+                &mut out[tokens.start * self.k..tokens.end * self.k],
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    const TOKENS: usize = 61;
+    const HEADS: usize = 6;
+    const DIM: usize = 16;
+    const RATIO: usize = 4;
+    const K: usize = 5;
+
+    #[test]
+    fn the_best_visible_rows_by_the_definition_whatever_the_cut() -> Result<()> {
+        let device = Device::Cpu;
+        let q = Tensor::randn(0f32, 1.0, (TOKENS, HEADS, DIM), &device)?;
+        let weights = Tensor::randn(0f32, 1.0, (TOKENS, HEADS), &device)?;
+        let keys = Tensor::randn(0f32, 1.0, (TOKENS / RATIO, DIM), &device)?;
+        let mut want = Vec::new();
+        let (qs, ks) = (q.reshape(((), DIM))?.to_vec2::<f32>()?, keys.to_vec2::<f32>()?);
+        for (token, weights) in weights.to_vec2::<f32>()?.iter().enumerate() {
+            let mut scored: Vec<(f64, u32)> = (0..(token + 1) / RATIO)
+                .map(|row| {
+                    let score = (0..HEADS).map(|h| {
+                        let dot: f64 = qs[token * HEADS + h]
+                            .iter()
+                            .zip(&ks[row])
+                            .map(|(&a, &b)| f64::from(a) * f64::from(b))
+                            .sum();
+                        f64::from(weights[h]) * dot.max(0.0)
+                    });
+                    (score.sum(), row as u32)
+                })
+                .collect();
+            scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+            let mut rows: Vec<u32> = scored.iter().take(K).map(|s| s.1).collect();
+            rows.sort_unstable();
+            rows.resize(K, NO_ROW);
+            want.extend(rows);
+        }
+        for cuts in [vec![TOKENS], vec![1; TOKENS], vec![20, 3, 38]] {
+            let mut rows = Rows::new(RATIO, DIM, &device);
+            let (mut got, mut start) = (Vec::new(), 0);
+            for len in cuts {
+                let ws = Workspace::new(&device);
+                let batch = Ragged::new(&[(start, len)], &device)?;
+                let windows = batch.spans()[0].windows(RATIO);
+                rows.append(&keys, windows.start, windows.len())?;
+                let q = q.narrow(0, start, len)?;
+                let weights = weights.narrow(0, start, len)?;
+                let chosen = select_rows(&q, &weights, &[&rows], RATIO, K, &batch, &ws)?;
+                got.extend(chosen.flatten_all()?.to_vec1::<u32>()?);
+                start += len;
+            }
+            assert_eq!(got, want);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn ties_go_to_the_lower_row() -> Result<()> {
+        let device = Device::Cpu;
+        let ws = Workspace::new(&device);
+        let q = Tensor::ones((1, 1, 2), candle_core::DType::F32, &device)?;
+        let weights = Tensor::ones((1, 1), candle_core::DType::F32, &device)?;
+        let keys = Tensor::new(&[[1f32, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 2.0]], &device)?;
+        let mut rows = Rows::new(1, 2, &device);
+        rows.append(&keys, 0, 4)?;
+        let batch = Ragged::new(&[(3, 1)], &device)?;
+        let chosen = select_rows(&q, &weights, &[&rows], 1, 3, &batch, &ws)?;
+        assert_eq!(chosen.to_vec2::<u32>()?, [[0, 1, 3]]);
+        Ok(())
+    }
+}
