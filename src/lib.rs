@@ -6,6 +6,10 @@ pub use candle_ds4_ops as ops;
 
 pub mod cache;
 pub mod config;
+pub mod engine;
 pub mod gguf;
 pub mod model;
+pub mod prompt;
+pub mod sample;
+pub mod tokenizer;
 pub mod weights;

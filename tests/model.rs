@@ -30,7 +30,9 @@ struct Golden {
 }
 
 fn path(name: &str, extension: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/model").join(name.to_owned() + extension)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden/model")
+        .join(name.to_owned() + extension)
 }
 
 fn golden(name: &str) -> Golden {

@@ -80,9 +80,8 @@ impl LayerCache {
     }
 
     pub(super) fn duplicate(&self) -> Result<Self> {
-        let duplicate = |c: &Option<CompressorCache>| {
-            c.as_ref().map(CompressorCache::duplicate).transpose()
-        };
+        let duplicate =
+            |c: &Option<CompressorCache>| c.as_ref().map(CompressorCache::duplicate).transpose();
         Ok(Self {
             window: self.window.duplicate()?,
             compressed: duplicate(&self.compressed)?,

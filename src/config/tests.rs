@@ -76,12 +76,15 @@ fn changed(key: &str, value: Option<Value>) -> Metadata {
 fn the_full_model_is_two_window_layers_then_sparse_and_heavy_in_turn() {
     let config = Config::from_metadata(&flash()).unwrap();
     assert_eq!(config.layers.len(), 43);
-    assert_eq!(config.layers[..4], [
-        LayerKind::Window,
-        LayerKind::Window,
-        LayerKind::Sparse { ratio: 4 },
-        LayerKind::Heavy { ratio: 128 },
-    ]);
+    assert_eq!(
+        config.layers[..4],
+        [
+            LayerKind::Window,
+            LayerKind::Window,
+            LayerKind::Sparse { ratio: 4 },
+            LayerKind::Heavy { ratio: 128 },
+        ]
+    );
     assert_eq!(config.layers.iter().filter(|k| k.ratio() == Some(4)).count(), 21);
     assert_eq!(config.layers.iter().filter(|k| k.ratio() == Some(128)).count(), 20);
     assert!(config.activation_rounding, "on unless the file says otherwise");

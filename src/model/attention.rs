@@ -56,9 +56,8 @@ impl Attention {
         let compressor = match pooling(kind) {
             Some(pooling) => {
                 let prefix = format!("blk.{layer}.attn_compressor");
-                let compressor = Compressor::load(
-                    weights, &prefix, head_dim, pooling, &rope, rounding, config,
-                )?;
+                let compressor =
+                    Compressor::load(weights, &prefix, head_dim, pooling, &rope, rounding, config)?;
                 Some(compressor)
             }
             None => None,
@@ -138,11 +137,7 @@ impl Attention {
         }
         // Values were rotated with their keys; the query's angle is taken back from their sum.
         ops::rope(&heads, &self.rope, batch.positions(), Turn::Inverse)?;
-        let low = self.output_a.forward_grouped(
-            &heads.flatten_from(1)?,
-            self.output_groups,
-            ws,
-        )?;
+        let low = self.output_a.forward_grouped(&heads.flatten_from(1)?, self.output_groups, ws)?;
         self.output_b.forward(&low, ws)
     }
 

@@ -53,8 +53,8 @@ impl Experts {
     /// If the shapes do not fit.
     pub fn forward(&self, xs: &Tensor, step: Step<'_>) -> Result<Tensor> {
         let (ids, weights) = self.router.route(xs, step)?;
-        let [routed, shared] = [&self.routed, &self.shared]
-            .map(|[gate, up, down]| Mlp { gate, up, down });
+        let [routed, shared] =
+            [&self.routed, &self.shared].map(|[gate, up, down]| Mlp { gate, up, down });
         ops::experts(xs, routed, &ids, &weights, Some(shared), self.clamp, step.ws)
     }
 }

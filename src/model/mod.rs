@@ -199,8 +199,7 @@ impl Model {
         let streams = self.config.hyper_connection.streams;
         let state = ops::embed(ids, &self.embedding, streams, ws)?;
         for (layer, block) in self.blocks.iter().enumerate() {
-            let mut of_layer: Vec<_> =
-                caches.iter_mut().map(|layers| &mut layers[layer]).collect();
+            let mut of_layer: Vec<_> = caches.iter_mut().map(|layers| &mut layers[layer]).collect();
             block.forward(&state, step, &mut of_layer)?;
         }
         let state = match logits {

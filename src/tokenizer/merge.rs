@@ -279,7 +279,7 @@ mod tests {
     fn any_merges() -> impl Strategy<Value = Vec<(String, String)>> {
         let joins = prop::collection::vec((any::<u16>(), any::<u16>()), 1..24);
         (joins, any::<bool>()).prop_flat_map(|(joins, shuffled)| {
-            let mut tokens: Vec<String> = ["a", "b", "c"].map(str::to_owned).into();
+            let mut tokens: Vec<String> = ["a", "b"].map(str::to_owned).into();
             let mut merges = Vec::new();
             for (left, right) in joins {
                 let pick = |at: u16| tokens[usize::from(at) % tokens.len()].clone();
@@ -296,10 +296,12 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
         #[test]
         fn short_and_long_pieces_merge_by_definition(
             merges in any_merges(),
-            piece in "[abc]{2,160}",
+            piece in "[ab]{2,160}",
         ) {
             let merges = vocabulary(&merges);
             let expected = by_definition(&merges, piece.as_bytes());

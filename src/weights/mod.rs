@@ -90,13 +90,7 @@ impl<'a> Weights<'a> {
     ///
     /// # Errors
     /// As [`Weights::matrix`].
-    pub fn stack(
-        &self,
-        name: &str,
-        n: usize,
-        rows: usize,
-        cols: usize,
-    ) -> Result<Matrix> {
+    pub fn stack(&self, name: &str, n: usize, rows: usize, cols: usize) -> Result<Matrix> {
         self.stack_of(name, &[cols as u64, rows as u64, n as u64], n, "routed experts")
     }
 
@@ -120,13 +114,7 @@ impl<'a> Weights<'a> {
     ///
     /// # Errors
     /// The tensor is missing, cut, of another shape or type, or holds another index.
-    pub fn indices(
-        &self,
-        name: &str,
-        rows: usize,
-        cols: usize,
-        limit: usize,
-    ) -> Result<Tensor> {
+    pub fn indices(&self, name: &str, rows: usize, cols: usize, limit: usize) -> Result<Tensor> {
         let info = self.info(name, &[cols as u64, rows as u64])?;
         if info.ty != TensorType::I32 {
             return Err(wrong_type(info, "a table of indices", "I32"));
@@ -146,13 +134,7 @@ impl<'a> Weights<'a> {
         self.upload(name, indices, &[rows, cols])
     }
 
-    fn stack_of(
-        &self,
-        name: &str,
-        dims: &[u64],
-        n: usize,
-        role: &'static str,
-    ) -> Result<Matrix> {
+    fn stack_of(&self, name: &str, dims: &[u64], n: usize, role: &'static str) -> Result<Matrix> {
         let info = self.info(name, dims)?;
         let format = match info.ty {
             TensorType::F32 => Format::F32,

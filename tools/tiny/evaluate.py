@@ -1,6 +1,8 @@
-"""Greedy answers to the held-out sets, with the weights rounded as in the GGUF.
+"""Greedy answers to the held-out sets.
 
-    python evaluate.py CHECKPOINT TOKENIZER.json HELD_OUT_DIR [--limit N]
+    python evaluate.py MODEL TOKENIZER.json HELD_OUT_DIR [--limit N]
+
+MODEL is a GGUF or a training checkpoint, whose weights are then rounded as the export would.
 """
 
 import argparse
@@ -33,12 +35,15 @@ def as_stored(name, value):
     return (q * d.half().float()).view(value.shape)
 
 
-def load(path, stored=True, device="cpu"):
+def load(path):
+    if str(path).endswith(".gguf"):
+        from export import read
+
+        return read(path, Shape())
     saved = torch.load(path, map_location="cpu", weights_only=True)
     model = TinyV4(Shape(**saved["shape"]))
-    state = {k: as_stored(k, v) if stored else v for k, v in saved["state"].items()}
-    model.load_state_dict(state)
-    return model.to(device).eval()
+    model.load_state_dict({k: as_stored(k, v) for k, v in saved["state"].items()})
+    return model.eval()
 
 
 @torch.no_grad()
@@ -128,14 +133,14 @@ def report(model, tokenizer, folder, mode, limit=None, show=2):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint")
+    parser.add_argument("model")
     parser.add_argument("tokenizer")
     parser.add_argument("held_out")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--no-rounding", action="store_true")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load(args.checkpoint, device=device)
+    model = load(args.model).to(device)
     mode = Mode(rounding=not args.no_rounding)
     report(model, bpe.load(args.tokenizer), args.held_out, mode, args.limit)
 

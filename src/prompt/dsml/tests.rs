@@ -253,6 +253,7 @@ fn every_fault_is_told_apart_and_loses_nothing() {
         in_call(&format!("{open}x</¤param"), "{\"a\": \"x\"}", Fault::Unterminated),
         in_call(&format!("{open}x</¤invoke>\n"), "{\"a\": \"x\"}", Fault::Tag),
         in_call(&format!("{open}x<¤y"), "{\"a\": \"x\"}", Fault::Tag),
+        in_call(&format!("{open}x<¤parameter>"), "{\"a\": \"x\"}", Fault::Tag),
         in_call(&format!("{open}x¤y"), "{\"a\": \"x\"}", Fault::Tag),
         in_call(&format!("{open}x</¤parameter>\n{open}"), "{\"a\": \"x\"}", Fault::Duplicate),
         in_call("<¤parameter name=\"a\" string=\"false\">[1", "{}", Fault::Unterminated),

@@ -1,0 +1,155 @@
+//! A model, its tokenizer and the sequences it runs.
+
+mod generate;
+mod sequence;
+
+use std::path::Path;
+
+use candle_core::Device;
+use candle_ds4_ops::Workspace;
+
+use crate::cache::CacheError;
+use crate::gguf::{self, Gguf};
+use crate::model::{ForwardError, LoadError, Model};
+use crate::sample::SampleError;
+use crate::tokenizer::{self, Tokenizer};
+
+pub use generate::{Finish, Outcome, Progress, Request};
+pub use sequence::Sequence;
+
+/// Tokens of a prompt that one forward pass takes: what a user waits for at most before a
+/// cancelled prompt stops.
+const CHUNK_TOKENS: usize = 512;
+
+/// Why the engine could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The file is no GGUF.
+    #[error(transparent)]
+    Gguf(#[from] gguf::Error),
+    /// The file's vocabulary.
+    #[error(transparent)]
+    Tokenizer(#[from] tokenizer::Error),
+    /// The file's model, named.
+    #[error("{file}: {error}")]
+    Load {
+        /// The file as the caller named it.
+        file: String,
+        /// What is wrong with it.
+        error: LoadError,
+    },
+    /// Vocabulary and model disagree.
+    #[error("{file}: {tokens} tokens in the vocabulary, {vocab_size} in the model")]
+    Vocabulary {
+        /// The file as the caller named it.
+        file: String,
+        /// Tokens that the tokenizer knows.
+        tokens: usize,
+        /// Tokens that the model scores.
+        vocab_size: usize,
+    },
+    /// No token to start from.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// The prompt leaves no room for an answer.
+    #[error(
+        "the prompt has {tokens} tokens, the context {context}: shorten it, or raise the context \
+         (--ctx, at most {most} for this model)"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Tokens that a sequence may have.
+        context: usize,
+        /// Tokens that the model allows.
+        most: usize,
+    },
+    /// A forward pass.
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
+    /// A cache.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// The choice of a token.
+    #[error(transparent)]
+    Sample(#[from] SampleError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] candle_core::Error),
+}
+
+/// One model on one device; owned by one thread.
+pub struct Engine {
+    model: Model,
+    tokenizer: Tokenizer,
+    workspace: Workspace,
+    context: usize,
+}
+
+impl Engine {
+    /// Opens a GGUF file and loads its model and vocabulary.
+    ///
+    /// # Errors
+    /// A file that is missing, damaged, of another model, or of a type that is not supported.
+    pub fn load(file: impl AsRef<Path>, device: &Device) -> Result<Self, EngineError> {
+        let path = file.as_ref();
+        let gguf = Gguf::open(path)?;
+        let file = path.display().to_string();
+        let model = Model::load(&gguf, device)
+            .map_err(|error| EngineError::Load { file: file.clone(), error })?;
+        let tokenizer = Tokenizer::from_gguf(&gguf)?;
+        let (tokens, vocab_size) = (tokenizer.vocab_size(), model.config().vocab_size);
+        if tokens != vocab_size {
+            return Err(EngineError::Vocabulary { file, tokens, vocab_size });
+        }
+        Ok(Self::new(model, tokenizer))
+    }
+
+    /// An engine for a model that is already loaded.
+    pub fn new(model: Model, tokenizer: Tokenizer) -> Self {
+        let workspace = Workspace::new(model.device());
+        let context = model.config().context_length;
+        Self { model, tokenizer, workspace, context }
+    }
+
+    /// The same with sequences of at most `tokens` tokens; the model's own limit holds too.
+    #[must_use]
+    pub fn with_context(mut self, tokens: usize) -> Self {
+        self.set_context(tokens);
+        self
+    }
+
+    /// Sequences may have at most `tokens` tokens from now on; the model's own limit holds too.
+    pub fn set_context(&mut self, tokens: usize) {
+        self.context = tokens.min(self.model.config().context_length);
+    }
+
+    /// Tokens that a sequence may have.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Where a step's intermediate values live.
+    pub fn workspace(&self) -> &Workspace {
+        &self.workspace
+    }
+
+    /// A sequence without tokens.
+    ///
+    /// # Errors
+    /// If the device has no memory left.
+    pub fn new_sequence(&self) -> Result<Sequence, EngineError> {
+        Ok(Sequence::new(self.model.new_cache()?))
+    }
+}
