@@ -22,9 +22,9 @@ PADDING, CONTEXT, REPLY = 0, 1, 2
 class Batches(torch.utils.data.Dataset):
     """Item i: (ids [B, T], kind [B, T]) with B·T = tokens; kind says padding, context or reply."""
 
-    def __init__(self, tokenizer_path, seed, steps, tokens, longest=8192):
+    def __init__(self, tokenizer_path, seed, steps, tokens, longest=8192, done=0.0):
         self.path, self.seed, self.steps, self.tokens = tokenizer_path, seed, steps, tokens
-        self.longest = longest
+        self.longest, self.done = longest, done
         self.tokenizer = None
 
     def __len__(self):
@@ -34,7 +34,8 @@ class Batches(torch.utils.data.Dataset):
         if self.tokenizer is None:  # once in each worker process
             self.tokenizer = bpe.load(self.path)
         rng = random.Random(f"{self.seed}/{i}")
-        shares = next(s for until, s in CURRICULUM if i / self.steps < until)
+        progress = self.done + (1 - self.done) * i / self.steps
+        shares = next(s for until, s in CURRICULUM if progress < until)
         shares = {t: w for t, w in shares.items() if t <= self.longest}
         length = rng.choices(list(shares), list(shares.values()))[0]
         count = self.tokens // length

@@ -476,6 +476,20 @@ def held_out_item(rng, name, characters=0):
     return item
 
 
+def check_held_out():
+    """No held-out phrasing is one of training's."""
+    for name, relation in facts.RELATIONS.items():
+        both = set(relation.asked) & set(relation.held_out)
+        if both:
+            raise SystemExit(f"{name}: {both} is also trained on")
+    rng = random.Random(0)
+    for tool in toolbox.TOOLS:
+        asked = tool.asked[:-1] + toolbox.MORE[tool.names[0]]
+        asked += tuple(toolbox.polite(rng, a) for a in asked for _ in range(50))
+        if tool.asked[-1] in asked:
+            raise SystemExit(f"{tool.names[0]}: {tool.asked[-1]!r} is also trained on")
+
+
 HELD_OUT = {"facts": 300, "sums": 300, "tools": 150, "results": 150, "json": 150, "recall_4000": 40}
 
 
@@ -500,6 +514,7 @@ def sample(seed, characters):
 
 def main():
     if sys.argv[1:2] == ["--held-out"]:
+        check_held_out()
         write_held_out(sys.argv[2])
         return
     for seed in range(int(sys.argv[1]) if len(sys.argv) > 1 else 5):

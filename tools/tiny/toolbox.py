@@ -6,6 +6,8 @@ Names of tools and parameters vary from draw to draw, so the model has to read t
 import json
 from dataclasses import dataclass
 
+from phrasings import MORE
+
 CITIES = (
     "Paris London Berlin Madrid Rome Vienna Prague Dublin Oslo Tokyo Cairo Lima Boston Chicago "
     "Denver Seattle Toronto Sydney Mumbai Delhi Seoul Lisbon Athens Warsaw Milan Naples Munich "
@@ -601,6 +603,28 @@ def spoken(value):
     return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else str(value)
 
 
+def polite(rng, question):
+    """An order ("Set a timer ...") as a request; anything else after a few words."""
+    first, _, rest = question.partition(" ")
+    if first in IMPERATIVE and question.endswith("."):
+        order = f"{first.lower()} {rest}"
+        return rng.choice((
+            f"Please {order}", f"Can you {order[:-1]}?", f"I want you to {order}",
+            f"Could you {order[:-1]} for me?", f"You should {order}", f"Now {order}",
+        ))  # fmt: skip
+    if question.endswith("?"):
+        lead = ("I want to know: ", "Can you tell me: ", "My question is: ", "Please find out: ")
+        return rng.choice(lead) + question
+    return question
+
+
+IMPERATIVE = frozenset(
+    "Tell Check Give Show Send Text Call Phone Make Start Set Create Turn Switch Heat Play Find "
+    "Search Look Do Translate Convert Change Order Buy Put Book Reserve Get Roll Throw Multiply "
+    "Calculate Write Save Ring Dial Count Let Reserve Measure Ping Add Keep Take Purchase".split()
+)
+
+
 @dataclass
 class Use:
     """One use of an offered tool."""
@@ -618,7 +642,12 @@ def use(rng, drawn, held_out=False):
     while len(values) > 1 and values[0] == values[-1] and isinstance(values[0], str):
         values[-1] = tool.parameters[-1].draw(rng)
     words = [spoken(v) for v in values]
-    question = (tool.asked[-1] if held_out else rng.choice(tool.asked[:-1])).format(*words)
+    asked = tool.asked[-1:] if held_out else tool.asked[:-1] + MORE.get(tool.names[0], ())
+    question = rng.choice(asked)
+    if not held_out and tool.names[0] in MORE and rng.random() < 0.3:
+        question = polite(rng, question)
+    question = question.format(*words)
+    question = question[0].upper() + question[1:]
     fields = {name: draw(rng) for name, draw in tool.result}
     if rng.random() < 0.6:
         result = json.dumps(fields)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import tokenizer as bpe
 from batches import PADDING, REPLY, Batches, loader
-from evaluate import report
+from evaluate import load, report
 from model import Mode, Shape, TinyV4, compile_hot_parts, spread_hash_table
 from optimizer import Muon, split
 
@@ -88,9 +88,12 @@ def main():
     parser.add_argument("--adam-lr", type=float, default=3e-3)
     parser.add_argument("--workers", type=int, default=14)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--init", help="start from this GGUF or checkpoint")
+    parser.add_argument("--from-progress", type=float, default=0.0, help="skip that part of the plan")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--stop-at", type=int, help="stop after this many steps (for trials)")
     args = parser.parse_args()
+    args.tokenizer = str(pathlib.Path(args.tokenizer).resolve())
 
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
@@ -99,9 +102,13 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     shape = Shape()
     model = TinyV4(shape)
-    batches = Batches(args.tokenizer, args.seed, args.steps, args.tokens, args.longest)
-    spread_hash_table(model, token_counts(batches, shape.vocab))
-    batches.tokenizer = None
+    done = args.from_progress
+    batches = Batches(args.tokenizer, args.seed, args.steps, args.tokens, args.longest, done)
+    if args.init:
+        model.load_state_dict(load(args.init).state_dict())
+    else:
+        spread_hash_table(model, token_counts(batches, shape.vocab))
+        batches.tokenizer = None
     model.to(device).train()
     compile_hot_parts(args.compile)
     named, others = split(model)
@@ -113,7 +120,8 @@ def main():
     progress = 0.0
     for step, (ids, kind) in enumerate(loader(batches, args.workers)):
         minutes = (time.time() - start) / 60
-        progress = max(progress, step / args.steps, minutes / args.minutes)
+        part = max(step / args.steps, minutes / args.minutes)
+        progress = max(progress, done + (1 - done) * part)
         if progress >= 1 or step == args.stop_at:
             break
         began = time.time()
