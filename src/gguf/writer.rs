@@ -232,7 +232,11 @@ impl<'a> Writer<'a> {
         let data = self.tensors.iter().take(finished).filter(own);
         let end = data.fold(header.len() as u64, |end, t| align_up(end + t.len, alignment));
         let whole = file.metadata().is_ok_and(|info| info.len() >= end);
-        if finished > 0 && finished <= self.tensors.len() && read.is_ok() && found == header && whole
+        if finished > 0
+            && finished <= self.tensors.len()
+            && read.is_ok()
+            && found == header
+            && whole
         {
             (finished, end)
         } else {

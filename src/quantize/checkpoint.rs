@@ -83,8 +83,8 @@ impl Checkpoint {
 
     fn place(&self, slot: &Slot, slice: usize) -> Result<(&Place, &[u8])> {
         let place = self.places.get(&slot.name).and_then(|places| places.get(slice));
-        let place = place
-            .ok_or_else(|| QuantizeError::tensor(&self.folder, &slot.name, "missing"))?;
+        let place =
+            place.ok_or_else(|| QuantizeError::tensor(&self.folder, &slot.name, "missing"))?;
         Ok((place, self.bytes(place.shard, &place.entry)))
     }
 
@@ -150,9 +150,7 @@ impl Source for Checkpoint {
             })
         };
         match place.entry.dtype {
-            Dtype::I64 => {
-                data.as_chunks().0.iter().map(|b| wide(i64::from_le_bytes(*b))).collect()
-            }
+            Dtype::I64 => data.as_chunks().0.iter().map(|b| wide(i64::from_le_bytes(*b))).collect(),
             _ => Ok(data.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect()),
         }
     }
@@ -286,8 +284,7 @@ impl<'a> Names<'a> {
             (Dtype::F16, role) if role != Role::Indices => Packing::Plain(Format::F16),
             (Dtype::BF16, role) if role != Role::Indices => Packing::Plain(Format::BF16),
             (Dtype::F8_E4M3, role) if !matches!(role, Role::Indices | Role::Vector) => {
-                let (shard, scales) =
-                    scales([tall.div_ceil(FP8_BLOCK), cols.div_ceil(FP8_BLOCK)])?;
+                let (shard, scales) = scales([tall.div_ceil(FP8_BLOCK), cols.div_ceil(FP8_BLOCK)])?;
                 Packing::Fp8 { shard, scales }
             }
             (Dtype::I8 | Dtype::U8, role) if !matches!(role, Role::Indices | Role::Vector) => {

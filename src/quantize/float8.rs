@@ -53,7 +53,10 @@ mod tests {
             assert_eq!(e4m3(byte), value, "{byte:#x}");
         }
         assert!(e4m3(0x7f).is_nan() && e4m3(0xff).is_nan() && e8m0(0xff).is_nan());
-        assert_eq!([e8m0(127), e8m0(0), e8m0(1), e8m0(254)].map(f32::log2), [0.0, -127.0, -126.0, 127.0]);
+        assert_eq!(
+            [e8m0(127), e8m0(0), e8m0(1), e8m0(254)].map(f32::log2),
+            [0.0, -127.0, -126.0, 127.0]
+        );
         assert_eq!([2, 7, 9, 15].map(e2m1), [1.0, 6.0, -0.5, -6.0]);
         // Rising through all positive codes.
         assert!((0..0x7e).all(|b| e4m3(b) < e4m3(b + 1)));

@@ -29,9 +29,8 @@ pub(super) fn metadata(path: &Path, config: &Json) -> Result<Metadata> {
     let name = path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy());
     out.insert("general.name", name.as_deref().unwrap_or("DeepSeek V4"))?;
     out.insert("general.alignment", 32u32)?;
-    let mut put = |key: &str, value: crate::gguf::Value| {
-        out.insert(format!("{ARCHITECTURE}.{key}"), value)
-    };
+    let mut put =
+        |key: &str, value: crate::gguf::Value| out.insert(format!("{ARCHITECTURE}.{key}"), value);
 
     let counts: [(&str, &[&[&str]]); 21] = [
         ("block_count", &[&["num_hidden_layers"]]),
@@ -125,7 +124,8 @@ impl Read<'_> {
     }
 
     fn first(&self, places: &[&[&str]]) -> Result<&Json> {
-        let missing = || self.wrong(&places.first().map_or(String::new(), |p| p.join(".")), "missing");
+        let missing =
+            || self.wrong(&places.first().map_or(String::new(), |p| p.join(".")), "missing");
         places.iter().find_map(|keys| self.find(keys)).ok_or_else(missing)
     }
 
@@ -184,9 +184,7 @@ impl Read<'_> {
         let ratio = |kind: &Json| match kind.as_str() {
             Some("sliding_attention") => Ok(0),
             Some("compressed_sparse_attention") => Ok(LayerKind::SPARSE_RATIO as u32),
-            Some(kind @ "heavily_compressed_attention") => {
-                self.count(&[&["compress_rates", kind]])
-            }
+            Some(kind @ "heavily_compressed_attention") => self.count(&[&["compress_rates", kind]]),
             _ => Err(self.wrong("layer_types", &format!("{kind} is not known"))),
         };
         kinds.iter().map(ratio).collect()

@@ -307,7 +307,9 @@ fn add_squares(sums: &mut [f64], rows: &[f32]) {
 /// One matrix of a stack.
 fn slice_of(stack: &Matrix, slice: usize) -> candle_core::Result<Matrix> {
     let Some(bytes) = stack.bytes() else {
-        candle_core::bail!("an importance matrix is collected on the CPU: the weights are elsewhere");
+        candle_core::bail!(
+            "an importance matrix is collected on the CPU: the weights are elsewhere"
+        );
     };
     let len = bytes.len() / stack.stack().max(1);
     let bytes = bytes.slice(slice * len..(slice + 1) * len);

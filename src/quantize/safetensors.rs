@@ -67,9 +67,12 @@ struct Raw {
 impl Shard {
     /// Maps a file and checks that each tensor lies inside it and is as long as its shape says.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        Self::parse(path, gguf::map(path).map_err(|error| {
-            QuantizeError::file(path, format!("{error}; fetch the checkpoint again"))
-        })?)
+        Self::parse(
+            path,
+            gguf::map(path).map_err(|error| {
+                QuantizeError::file(path, format!("{error}; fetch the checkpoint again"))
+            })?,
+        )
     }
 
     fn parse(path: &Path, file: Bytes) -> Result<Self> {
@@ -98,10 +101,8 @@ impl Shard {
             let values = raw.shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d));
             let wanted = values.and_then(|n| n.checked_mul(dtype.bytes() as u64));
             if start > end || wanted != Some(end - start) {
-                let problem = format!(
-                    "bytes {start} to {end} for shape {:?} of {}",
-                    raw.shape, raw.dtype
-                );
+                let problem =
+                    format!("bytes {start} to {end} for shape {:?} of {}", raw.shape, raw.dtype);
                 return Err(of(problem));
             }
             if end > data.len() as u64 {

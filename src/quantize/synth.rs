@@ -210,8 +210,7 @@ fn flash() -> Result<Metadata> {
     let mut out = Metadata::new();
     out.insert("general.architecture", ARCHITECTURE)?;
     out.insert("general.name", "DeepSeek V4 Flash, random weights")?;
-    let mut put =
-        |key: &str, value: Value| out.insert(format!("{ARCHITECTURE}.{key}"), value);
+    let mut put = |key: &str, value: Value| out.insert(format!("{ARCHITECTURE}.{key}"), value);
     for (key, value) in [
         ("block_count", LAYERS),
         ("context_length", 1 << 20),

@@ -78,15 +78,13 @@ pub fn quantize(
 fn unwrapped(error: gguf::Error) -> QuantizeError {
     match error {
         gguf::Error::File { path, error } => match *error {
-            gguf::Error::Source { tensor, error } => {
-                match error.downcast::<QuantizeError>() {
-                    Ok(ours) => *ours,
-                    Err(error) => {
-                        let error = Box::new(gguf::Error::Source { tensor, error });
-                        gguf::Error::File { path, error }.into()
-                    }
+            gguf::Error::Source { tensor, error } => match error.downcast::<QuantizeError>() {
+                Ok(ours) => *ours,
+                Err(error) => {
+                    let error = Box::new(gguf::Error::Source { tensor, error });
+                    gguf::Error::File { path, error }.into()
                 }
-            }
+            },
             other => gguf::Error::File { path, error: Box::new(other) }.into(),
         },
         other => other.into(),
