@@ -387,3 +387,59 @@ fn plans_need_no_values() {
     assert!(plan.data_bytes() >= sum && plan.data_bytes() < sum + 178 * 32);
     assert!(Plan::new(&Metadata::new(), &Options::new(Recipe::Q2)).is_err());
 }
+
+#[test]
+fn the_commands_say_what_they_wrote() {
+    use candle_ds4::cli::{self, quantize::Quantize};
+    let folder = tempfile::tempdir().unwrap();
+    let run = |what: &dyn Fn(&mut Vec<u8>) -> Result<(), String>| {
+        let mut out = Vec::new();
+        what(&mut out).map(|()| String::from_utf8(out).unwrap())
+    };
+    let sizes = run(&|out| {
+        cli::synth::run("q2", None, None, true, false, out).map_err(|e| format!("{e:#}"))
+    })
+    .unwrap();
+    assert!(sizes.contains("1328 tensors, 86714777664 bytes of tensor data"), "{sizes}");
+
+    let (text, dat) = (folder.path().join("text.txt"), folder.path().join("out.dat"));
+    fs::write(&text, "Which month follows March? The capital of Ukraine is Kyiv. ".repeat(20))
+        .unwrap();
+    let said = run(&|out| {
+        cli::imatrix::run(&demo(), &text, &dat, 100, false, out).map_err(|e| format!("{e:#}"))
+    })
+    .unwrap();
+    assert!(said.contains("18 tensors from"), "{said}");
+
+    let output = folder.path().join("out.gguf");
+    let types = ["5=q4_k".to_owned()];
+    let what = Quantize {
+        input: &demo(),
+        output: Some(&output),
+        recipe: "q2",
+        layer_types: &types,
+        imatrix: Some(&dat),
+        dry_run: false,
+        terminal: false,
+    };
+    let quantize = |what: Quantize<'_>| {
+        run(&|out| cli::quantize::run(&what, out).map_err(|e| format!("{e:#}")))
+    };
+    let dry = quantize(Quantize { output: None, dry_run: true, ..what }).unwrap();
+    assert!(dry.contains("178 tensors") && !output.exists(), "{dry}");
+    let said = quantize(what).unwrap();
+    assert!(said.starts_with(&dry) && said.contains("Q4_K"), "{said}");
+    let file = Gguf::open(&output).unwrap();
+    assert_eq!(file.metadata().u32("quantize.imatrix.entries_count").unwrap(), 18);
+    assert_eq!(file.metadata().str("quantize.imatrix.dataset").unwrap(), "text.txt");
+    for (wrong, part) in [
+        (Quantize { recipe: "q3", ..what }, "q3"),
+        (Quantize { output: None, ..what }, "output file"),
+        (Quantize { output: Some(folder.path()), ..what }, "folder"),
+        (Quantize { imatrix: Some(&text), ..what }, "text.txt"),
+        (Quantize { layer_types: &["9=q4_k".to_owned()], ..what }, "layer 9"),
+    ] {
+        let error = quantize(wrong).unwrap_err();
+        assert!(error.contains(part), "{part}: {error}");
+    }
+}
