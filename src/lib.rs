@@ -37,6 +37,7 @@ pub use candle_ds4_ops as ops;
 pub mod cache;
 pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod engine;
 pub mod gguf;
 pub mod model;

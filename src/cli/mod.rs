@@ -1,3 +1,77 @@
-//! The command line.
+//! The command line: what was typed ([`args`]), what it means ([`options`]), and the doing.
+//!
+//! Exit codes: 0 done, 1 failed while running, 2 bad usage or input, 130 interrupted. Every
+//! failing exit says on standard error what, where, why, and what to do.
 
+mod args;
+mod block;
+mod chat;
+mod command;
+mod failure;
+mod inline;
 pub mod inspect;
+mod interrupt;
+mod markdown;
+mod model_path;
+mod options;
+mod progress;
+mod repl;
+mod session;
+mod stats;
+mod terminal;
+mod transcript;
+mod view;
+mod wrap;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use args::Args;
+use failure::Failure;
+use options::Work;
+
+/// Runs a command line, the program's name first, and returns the program's exit code.
+pub fn main(line: impl IntoIterator<Item = OsString>) -> ExitCode {
+    match run(line) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(line: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
+    let args = match Args::read(line) {
+        Ok(args) => args,
+        Err(told) => return help_or_mistake(&told),
+    };
+    match Work::resolve(args)? {
+        Work::Inspect { file, json } => inspect(&file, json),
+        Work::DumpTokens(prompt, options) => chat::dump_tokens(prompt, &options),
+        Work::Answer(prompt, options) => {
+            interrupt::listen(options.terminal.stderr && options.terminal.styles)?;
+            chat::answer(prompt, &options)
+        }
+        Work::Chat(options) => {
+            interrupt::listen(options.terminal.stderr && options.terminal.styles)?;
+            repl::run(&options)
+        }
+    }
+}
+
+/// Clap has only messages: help and version are answers, the rest is a mistake.
+fn help_or_mistake(told: &clap::Error) -> Result<(), Failure> {
+    let text = told.render().to_string();
+    if told.use_stderr() {
+        let text = text.trim_end();
+        return Err(Failure::Input(text.strip_prefix("error: ").unwrap_or(text).to_owned()));
+    }
+    write!(io::stdout(), "{text}").map_err(Failure::output)
+}
+
+fn inspect(file: &std::path::Path, json: bool) -> Result<(), Failure> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    inspect::run(file, json, &mut out).map_err(|error| match error.downcast::<io::Error>() {
+        Ok(error) => Failure::output(error),
+        Err(error) => Failure::Input(format!("{error:#}")),
+    })
+}

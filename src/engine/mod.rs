@@ -94,11 +94,19 @@ impl Engine {
     /// A file that is missing, damaged, of another model, or of a type that is not supported.
     pub fn load(file: impl AsRef<Path>, device: &Device) -> Result<Self, EngineError> {
         let path = file.as_ref();
-        let gguf = Gguf::open(path)?;
-        let file = path.display().to_string();
-        let model = Model::load(&gguf, device)
+        Self::from_gguf(&Gguf::open(path)?, &path.display().to_string(), device)
+    }
+
+    /// Loads the model and vocabulary of a GGUF that is open already; `name` is what errors call
+    /// it.
+    ///
+    /// # Errors
+    /// A file that is damaged, of another model, or of a type that is not supported.
+    pub fn from_gguf(gguf: &Gguf, name: &str, device: &Device) -> Result<Self, EngineError> {
+        let file = name.to_owned();
+        let model = Model::load(gguf, device)
             .map_err(|error| EngineError::Load { file: file.clone(), error })?;
-        let tokenizer = Tokenizer::from_gguf(&gguf)?;
+        let tokenizer = Tokenizer::from_gguf(gguf)?;
         let (tokens, vocab_size) = (tokenizer.vocab_size(), model.config().vocab_size);
         if tokens != vocab_size {
             return Err(EngineError::Vocabulary { file, tokens, vocab_size });
