@@ -44,7 +44,13 @@ fn run(line: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Ok(args) => args,
         Err(told) => return help_or_mistake(&told),
     };
-    match Work::resolve(args)? {
+    let work = Work::resolve(args)?;
+    // Inside the pool: ops that share their work would else wait each time for a core to wake up.
+    rayon::scope(|_| perform(work))
+}
+
+fn perform(work: Work) -> Result<(), Failure> {
+    match work {
         Work::Inspect { file, json } => inspect(&file, json),
         Work::DumpTokens(prompt, options) => chat::dump_tokens(prompt, &options),
         Work::Answer(prompt, options) => {

@@ -236,51 +236,19 @@ fn use_threads(threads: usize) -> Result<(), Failure> {
 fn device(talk: &TalkArgs) -> Result<Device, Failure> {
     let typed = match (talk.backend, talk.cpu, talk.cuda, talk.metal) {
         (Some(backend), ..) => Some(backend),
-        (_, true, ..) => Some(BackendName::Cpu),
         (_, _, true, _) => Some(BackendName::Cuda),
         (.., true) => Some(BackendName::Metal),
         _ => None,
     };
-    match typed {
-        Some(BackendName::Cpu) => Ok(Device::Cpu),
-        Some(BackendName::Cuda) if cfg!(feature = "cuda") => {
-            Device::new_cuda(0).map_err(|error| absent("cuda", &error))
-        }
-        Some(BackendName::Metal) if cfg!(feature = "metal") => {
-            Device::new_metal(0).map_err(|error| absent("metal", &error))
-        }
-        Some(BackendName::Cuda) => Err(not_built_in("cuda")),
-        Some(BackendName::Metal) => Err(not_built_in("metal")),
-        None => Ok(best_device()),
-    }
-}
-
-fn best_device() -> Device {
-    let found = if cfg!(feature = "cuda") {
-        Device::new_cuda(0)
-    } else if cfg!(feature = "metal") {
-        Device::new_metal(0)
-    } else {
-        Ok(Device::Cpu)
+    let name = match typed {
+        None | Some(BackendName::Cpu) => return Ok(Device::Cpu),
+        Some(BackendName::Cuda) => "cuda",
+        Some(BackendName::Metal) => "metal",
     };
-    found.unwrap_or_else(|error| {
-        tell(&format!("no GPU can be used, computing on the CPU: {error}"));
-        Device::Cpu
-    })
-}
-
-fn absent(name: &str, error: &candle_core::Error) -> Failure {
-    Failure::Input(format!(
-        "--backend {name}: the device cannot be used: {error}; check its driver, or use \
-         --backend cpu"
-    ))
-}
-
-fn not_built_in(name: &str) -> Failure {
-    Failure::Input(format!(
-        "--backend {name}: not built into this program; build it with `cargo install --path . \
-         --features {name}`, or use --backend cpu"
-    ))
+    Err(Failure::Input(format!(
+        "--backend {name}: this version computes on the CPU only; use --backend cpu, or leave the \
+         flag out"
+    )))
 }
 
 #[cfg(test)]
