@@ -5,6 +5,7 @@ pub use candle_core as candle;
 pub use candle_ds4_ops as ops;
 
 pub mod cache;
+pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod gguf;

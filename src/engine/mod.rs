@@ -28,9 +28,14 @@ pub enum EngineError {
     /// The file is no GGUF.
     #[error(transparent)]
     Gguf(#[from] gguf::Error),
-    /// The file's vocabulary.
-    #[error(transparent)]
-    Tokenizer(#[from] tokenizer::Error),
+    /// The file's vocabulary, named.
+    #[error("{file}: {error}")]
+    Tokenizer {
+        /// The file as the caller named it.
+        file: String,
+        /// What is wrong with it.
+        error: tokenizer::Error,
+    },
     /// The file's model, named.
     #[error("{file}: {error}")]
     Load {
@@ -40,7 +45,10 @@ pub enum EngineError {
         error: LoadError,
     },
     /// Vocabulary and model disagree.
-    #[error("{file}: {tokens} tokens in the vocabulary, {vocab_size} in the model")]
+    #[error(
+        "{file}: {tokens} tokens in the vocabulary, {vocab_size} in the model: the file \
+         contradicts itself, download it again or convert it again"
+    )]
     Vocabulary {
         /// The file as the caller named it.
         file: String,
@@ -98,7 +106,8 @@ impl Engine {
         let file = path.display().to_string();
         let model = Model::load(&gguf, device)
             .map_err(|error| EngineError::Load { file: file.clone(), error })?;
-        let tokenizer = Tokenizer::from_gguf(&gguf)?;
+        let tokenizer = Tokenizer::from_gguf(&gguf)
+            .map_err(|error| EngineError::Tokenizer { file: file.clone(), error })?;
         let (tokens, vocab_size) = (tokenizer.vocab_size(), model.config().vocab_size);
         if tokens != vocab_size {
             return Err(EngineError::Vocabulary { file, tokens, vocab_size });
