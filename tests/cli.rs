@@ -192,10 +192,12 @@ fn wrong_flags_are_named() {
     refused(&run(&["inspect"]), &["FILE"]);
 }
 
-#[cfg(not(any(feature = "cuda", feature = "metal")))]
 #[test]
 fn a_backend_that_is_not_there_says_what_to_use() {
-    refused(&run(&["--backend", "cuda", "-p", "x"]), &["--backend cuda", "CPU only", "--backend cpu"]);
+    refused(
+        &run(&["--backend", "cuda", "-p", "x"]),
+        &["--backend cuda", "CPU only", "--backend cpu"],
+    );
     refused(&run(&["--metal", "-p", "x"]), &["metal", "--features metal"]);
     assert!(stdout(&run(&greedy(&["--cpu", "-p", "What is 1 + 2?"]))).contains('3'));
 }

@@ -52,6 +52,36 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write the model's scores for a file of token ids
+    Logits {
+        /// GGUF file, or else $DS4_MODEL, ds4flash.gguf, a demo
+        #[arg(short, long, value_name = "FILE")]
+        model: Option<PathBuf>,
+        /// Token ids, whitespace between them
+        #[arg(long, value_name = "FILE")]
+        tokens: PathBuf,
+        /// Lengths of the pieces that are run one after the other; the last one repeats
+        #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
+        chunks: Vec<usize>,
+        /// NumPy file to write: f32 [tokens, vocabulary]
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+    },
+    /// Measure how well the model predicts a text
+    Perplexity {
+        /// GGUF file, or else $DS4_MODEL, ds4flash.gguf, a demo
+        #[arg(short, long, value_name = "FILE")]
+        model: Option<PathBuf>,
+        /// UTF-8 text
+        #[arg(long, value_name = "FILE")]
+        file: PathBuf,
+        /// Tokens that a prediction may look back on [default: 4096]
+        #[arg(short, long, value_name = "N")]
+        ctx: Option<usize>,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Where the model runs.

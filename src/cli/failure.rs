@@ -59,7 +59,6 @@ impl Failure {
     /// A model that cannot be loaded from `file`.
     pub fn load(file: &str, error: &EngineError) -> Self {
         let message = error.to_string();
-        // Most errors name the file; those of its vocabulary do not.
         let named = if message.contains(file) { message } else { format!("{file}: {message}") };
         match error {
             EngineError::Gguf(error) => match error.rule() {
@@ -70,7 +69,7 @@ impl Failure {
                 _ => Self::Input(named),
             },
             EngineError::Load { .. }
-            | EngineError::Tokenizer(_)
+            | EngineError::Tokenizer { .. }
             | EngineError::Vocabulary { .. } => {
                 Self::Input(format!("{named} (`ds4 inspect` shows what is in the file)"))
             }

@@ -11,9 +11,11 @@ mod failure;
 mod inline;
 pub mod inspect;
 mod interrupt;
+pub mod logits;
 mod markdown;
 mod model_path;
 mod options;
+pub mod perplexity;
 mod progress;
 mod repl;
 mod session;
@@ -26,6 +28,8 @@ mod wrap;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
+
+use candle_core::Device;
 
 use args::Args;
 use failure::Failure;
@@ -52,6 +56,15 @@ fn run(line: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
 fn perform(work: Work) -> Result<(), Failure> {
     match work {
         Work::Inspect { file, json } => inspect(&file, json),
+        Work::Logits { model, tokens, chunks, output } => {
+            let model = session::open_model(&model, &Device::Cpu)?;
+            logits::run(&model, &tokens, &chunks, &output).map_err(input)
+        }
+        Work::Perplexity { model, file, ctx, json } => {
+            let engine = session::open_engine(&model, &Device::Cpu)?;
+            let mut out = io::stdout().lock();
+            perplexity::run(&engine, &file, ctx, json, &mut |_, _| {}, &mut out).map_err(input)
+        }
         Work::DumpTokens(prompt, options) => chat::dump_tokens(prompt, &options),
         Work::Answer(prompt, options) => {
             interrupt::listen(options.terminal.stderr && options.terminal.styles)?;
@@ -76,8 +89,13 @@ fn help_or_mistake(told: &clap::Error) -> Result<(), Failure> {
 
 fn inspect(file: &std::path::Path, json: bool) -> Result<(), Failure> {
     let mut out = io::BufWriter::new(io::stdout().lock());
-    inspect::run(file, json, &mut out).map_err(|error| match error.downcast::<io::Error>() {
+    inspect::run(file, json, &mut out).map_err(input)
+}
+
+/// What a command says about its input; an I/O error without context is standard output's.
+fn input(error: anyhow::Error) -> Failure {
+    match error.downcast::<io::Error>() {
         Ok(error) => Failure::output(error),
         Err(error) => Failure::Input(format!("{error:#}")),
-    })
+    }
 }

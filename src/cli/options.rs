@@ -24,6 +24,28 @@ pub enum Work {
         /// For programs.
         json: bool,
     },
+    /// Write scores.
+    Logits {
+        /// Which model.
+        model: ModelPath,
+        /// Token ids.
+        tokens: PathBuf,
+        /// How they are cut.
+        chunks: Vec<usize>,
+        /// Where scores go.
+        output: PathBuf,
+    },
+    /// Measure prediction.
+    Perplexity {
+        /// Which model.
+        model: ModelPath,
+        /// The text.
+        file: PathBuf,
+        /// Tokens to look back on.
+        ctx: Option<usize>,
+        /// As JSON.
+        json: bool,
+    },
     /// Answer one prompt.
     Answer(String, Box<Options>),
     /// Show the tokens of one prompt.
@@ -68,6 +90,12 @@ impl Work {
         if let Some(command) = args.command {
             return match command {
                 Command::Inspect { file, json } => Ok(Self::Inspect { file, json }),
+                Command::Logits { model, tokens, chunks, output } => {
+                    Ok(Self::Logits { model: model_path(model.as_deref()), tokens, chunks, output })
+                }
+                Command::Perplexity { model, file, ctx, json } => {
+                    Ok(Self::Perplexity { model: model_path(model.as_deref()), file, ctx, json })
+                }
             };
         }
         let talk = args.talk;
@@ -120,13 +148,8 @@ impl Options {
         sampling.check().map_err(|error| {
             Failure::Input(format!("{error} (flags: --temp, --top-p, --min-p, --…-penalty)"))
         })?;
-        let environment = std::env::var_os("DS4_MODEL");
         Ok(Self {
-            model: ModelPath::resolve(
-                talk.model.as_deref(),
-                environment.as_deref(),
-                Path::new("."),
-            ),
+            model: model_path(talk.model.as_deref()),
             device: device(talk)?,
             system: Some(talk.system.clone()).filter(|system| !system.is_empty()),
             max_tokens: talk.tokens,
@@ -155,6 +178,11 @@ pub fn affordable(wanted: Thinking, context: usize) -> Thinking {
         return Thinking::On;
     }
     wanted
+}
+
+/// The model typed, or what stands for none.
+fn model_path(typed: Option<&Path>) -> ModelPath {
+    ModelPath::resolve(typed, std::env::var_os("DS4_MODEL").as_deref(), Path::new("."))
 }
 
 /// The prompt, or `None` for a chat.

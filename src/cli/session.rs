@@ -10,9 +10,12 @@ use super::options::{affordable, Options};
 use super::progress::PrefillBar;
 use super::terminal::tell;
 use super::view::View;
+use candle_core::Device;
+
 use crate::demo::demo_model;
 use crate::engine::{Engine, EngineError, Finish, Outcome, Progress, Request, Sequence};
 use crate::gguf::Gguf;
+use crate::model::Model;
 use crate::prompt::{Conversation, Event, Message, Reader, Role, Thinking, Tool, ToolCall};
 use crate::sample::Sampling;
 use crate::tokenizer::Tokenizer;
@@ -84,7 +87,10 @@ pub struct Session {
 }
 
 /// Opens the file that a model comes from; says so if it is the demo.
-fn open(model: &ModelPath) -> Result<Gguf, Failure> {
+///
+/// # Errors
+/// No such file, or no GGUF in it.
+pub fn open(model: &ModelPath) -> Result<Gguf, Failure> {
     let gguf = match model {
         ModelPath::File(path) => Gguf::open(path),
         ModelPath::Demo => {
@@ -101,8 +107,30 @@ fn open(model: &ModelPath) -> Result<Gguf, Failure> {
 /// No such file, or no vocabulary in it.
 pub fn open_tokenizer(model: &ModelPath) -> Result<Tokenizer, Failure> {
     let gguf = open(model)?;
-    Tokenizer::from_gguf(&gguf)
-        .map_err(|error| Failure::load(&model.name(), &EngineError::Tokenizer(error)))
+    let file = model.name();
+    Tokenizer::from_gguf(&gguf).map_err(|error| {
+        Failure::load(&file, &EngineError::Tokenizer { file: file.clone(), error })
+    })
+}
+
+/// A model and its vocabulary.
+///
+/// # Errors
+/// No such file, not a model that can be run, or no memory for it.
+pub fn open_engine(model: &ModelPath, device: &Device) -> Result<Engine, Failure> {
+    let name = model.name();
+    Engine::from_gguf(&open(model)?, &name, device).map_err(|error| Failure::load(&name, &error))
+}
+
+/// A model without a vocabulary, which its file need not have.
+///
+/// # Errors
+/// No such file, not a model that can be run, or no memory for it.
+pub fn open_model(model: &ModelPath, device: &Device) -> Result<Model, Failure> {
+    let file = model.name();
+    Model::load(&open(model)?, device).map_err(|error| {
+        Failure::load(&file, &EngineError::Load { file: file.clone(), error: Box::new(error) })
+    })
 }
 
 impl Session {
@@ -112,10 +140,7 @@ impl Session {
     /// No such file, not a model that can be run, or no memory for it.
     pub fn open(options: &Options) -> Result<Self, Failure> {
         let name = options.model.name();
-        let gguf = open(&options.model)?;
-        let engine = Engine::from_gguf(&gguf, &name, &options.device)
-            .map_err(|error| Failure::load(&name, &error))?
-            .with_context(options.context);
+        let engine = open_engine(&options.model, &options.device)?.with_context(options.context);
         let sequence = engine.new_sequence()?;
         Ok(Self {
             thinking: affordable(options.thinking, engine.context()),
@@ -156,7 +181,7 @@ impl Session {
         let conversation =
             conversation(self.system.as_deref(), &self.messages, &self.tools, self.thinking);
         let prompt =
-            conversation.render().ids(self.engine.tokenizer()).map_err(EngineError::Tokenizer)?;
+            conversation.render().ids(self.engine.tokenizer()).map_err(EngineError::Prompt)?;
         let request =
             Request { prompt, sampling: self.sampling.clone(), max_tokens: self.max_tokens };
         // The next answer, or the next attempt at this one, should be another.

@@ -15,7 +15,7 @@ const MOST: usize = 1 << 24;
 #[non_exhaustive]
 pub enum ConfigError {
     /// A key is missing or has another type.
-    #[error(transparent)]
+    #[error("{0}: the file is damaged or of another model, download it again or convert it again")]
     Gguf(#[from] gguf::Error),
     /// Another model.
     #[error(
@@ -27,7 +27,10 @@ pub enum ConfigError {
         found: String,
     },
     /// A value that no model can have, or that contradicts another.
-    #[error("metadata key {key}: {problem}")]
+    #[error(
+        "metadata key {key}: {problem}: the file is damaged or of another model, download it \
+         again or convert it again"
+    )]
     Value {
         /// The key.
         key: String,
