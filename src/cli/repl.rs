@@ -1,5 +1,6 @@
 //! The chat: a prompt, an answer, a prompt.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 use rustyline::completion::{Completer, FilenameCompleter, Pair};
@@ -71,8 +72,11 @@ impl Chat<'_> {
         loop {
             let typed = match editor.readline("ds4> ") {
                 Ok(typed) => typed,
-                Err(ReadlineError::Interrupted) if interrupted => return Ok(()),
                 Err(ReadlineError::Interrupted) => {
+                    let had_text = editor.helper().is_some_and(|typing| typing.has_text.take());
+                    if interrupted && !had_text {
+                        return Ok(());
+                    }
                     interrupted = true;
                     note(&self.options.terminal.dim("(Ctrl-C again, or Ctrl-D, leaves)"));
                     continue;
@@ -264,7 +268,7 @@ fn editor() -> Result<Editor<Typing, FileHistory>, Failure> {
         .auto_add_history(false)
         .build();
     let mut editor = Editor::with_config(config).map_err(refused)?;
-    editor.set_helper(Some(Typing(FilenameCompleter::new())));
+    editor.set_helper(Some(Typing { files: FilenameCompleter::new(), has_text: Cell::new(false) }));
     Ok(editor)
 }
 
@@ -283,7 +287,11 @@ fn history_file() -> Option<PathBuf> {
 }
 
 /// What the line editor asks while one types.
-struct Typing(FilenameCompleter);
+struct Typing {
+    files: FilenameCompleter,
+    /// Ctrl-C would throw something away.
+    has_text: Cell<bool>,
+}
 
 impl Helper for Typing {}
 
@@ -291,6 +299,12 @@ impl Highlighter for Typing {}
 
 impl Hinter for Typing {
     type Hint = String;
+
+    /// No hint, but the only word about what is on the line that Ctrl-C then clears.
+    fn hint(&self, line: &str, _at: usize, _context: &Context<'_>) -> Option<String> {
+        self.has_text.set(!line.is_empty());
+        None
+    }
 }
 
 impl Validator for Typing {
@@ -315,7 +329,7 @@ impl Completer for Typing {
         let typed = line.get(..at).unwrap_or(line);
         let takes_file = ["/read ", "/save ", "/load "];
         if takes_file.iter().any(|command| typed.starts_with(command)) {
-            return self.0.complete(line, at, context);
+            return self.files.complete(line, at, context);
         }
         let known = NAMES.iter().filter(|name| typed.starts_with('/') && name.starts_with(typed));
         let pair = |name: &&str| Pair { display: (*name).into(), replacement: (*name).into() };

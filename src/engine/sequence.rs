@@ -11,19 +11,6 @@ const MAX_FRONTIERS: usize = 16;
 /// Tokens of a long prompt between two frontiers.
 const FRONTIER_TOKENS: usize = 4096;
 
-/// A point to come back to.
-struct Frontier {
-    state: Snapshot,
-    /// Scores of the token after it, if a pass asked for them.
-    logits: Option<Vec<f32>>,
-}
-
-impl Frontier {
-    fn len(&self) -> usize {
-        self.state.len()
-    }
-}
-
 /// Tokens, what the model remembers of them, and points to come back to.
 ///
 /// The next prompt need not continue this sequence: whatever prefix it shares is reused, up to the
@@ -32,7 +19,7 @@ pub struct Sequence {
     tokens: Vec<u32>,
     cache: Cache,
     /// By rising length; all of them prefixes of `tokens`.
-    frontiers: Vec<Frontier>,
+    frontiers: Vec<Snapshot>,
     /// Scores of the token after the last, if they are known.
     logits: Option<Vec<f32>>,
 }
@@ -49,7 +36,7 @@ impl Sequence {
 
     /// Bytes that it holds on the device.
     pub fn bytes(&self) -> usize {
-        self.cache.bytes() + self.frontiers.iter().map(|f| f.state.bytes()).sum::<usize>()
+        self.cache.bytes() + self.frontiers.iter().map(Snapshot::bytes).sum::<usize>()
     }
 
     /// Logits of the token after the last, if the last pass asked for them.
@@ -73,11 +60,15 @@ impl Sequence {
         }
         while self.tokens.len() < prompt.len() {
             let from = self.tokens.len();
-            let chunk = &prompt[from..(from + CHUNK_TOKENS).min(prompt.len())];
+            // The template ends a prompt with a token that says whether to think, and history
+            // says it differently: the next prompt shares all but that token.
+            let shared = prompt.len() - 1;
+            let end = if from < shared { shared } else { prompt.len() };
+            let chunk = &prompt[from..(from + CHUNK_TOKENS).min(end)];
             let last = from + chunk.len() == prompt.len();
             self.append(engine, chunk, last)?;
-            let since = self.frontiers.last().map_or(0, Frontier::len);
-            if last || self.tokens.len() - since >= FRONTIER_TOKENS {
+            let since = self.frontiers.last().map_or(0, Snapshot::len);
+            if self.tokens.len() == shared || self.tokens.len() - since >= FRONTIER_TOKENS {
                 self.keep_frontier()?;
             }
             if progress(self.tokens.len(), prompt.len()).is_break() {
@@ -112,30 +103,25 @@ impl Sequence {
         Ok(())
     }
 
-    /// Goes back to the longest prefix of `prompt` that is still known: all of it if its logits
-    /// are, else one token less, so that there is one to run.
+    /// Goes back to the longest prefix of `prompt` that leaves a token to run, unless the logits
+    /// after all of it are known.
     fn rewind_to_prefix(&mut self, prompt: &[u32]) -> Result<usize, EngineError> {
         let same = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        if same == prompt.len() {
-            if same == self.tokens.len() && self.logits.is_some() {
-                return Ok(same);
-            }
-            if self.frontiers.iter().any(|f| f.len() == same && f.logits.is_some()) {
-                self.restore(same)?;
-                return Ok(same);
-            }
+        let complete = same == prompt.len() && same == self.tokens.len() && self.logits.is_some();
+        if complete {
+            return Ok(same);
         }
         let wanted = same.min(prompt.len().saturating_sub(1));
         if wanted == self.tokens.len() {
             return Ok(wanted);
         }
-        let below = |f: &&Frontier| f.len() <= wanted;
-        let frontier = self.frontiers.iter().rev().find(below).map_or(0, Frontier::len);
+        self.logits = None;
+        let frontier =
+            self.frontiers.iter().rev().find(|f| f.len() <= wanted).map_or(0, Snapshot::len);
         if self.tokens.len() - wanted <= REWIND_TOKENS && wanted > frontier {
             self.cache.truncate(wanted)?;
             self.tokens.truncate(wanted);
             self.frontiers.retain(|f| f.len() <= wanted);
-            self.logits = None;
         } else {
             self.restore(wanted)?;
         }
@@ -145,16 +131,15 @@ impl Sequence {
     /// Goes back to the last frontier of at most `most` tokens, or to nothing.
     fn restore(&mut self, most: usize) -> Result<(), EngineError> {
         self.frontiers.retain(|f| f.len() <= most);
+        self.logits = None;
         match self.frontiers.last() {
             Some(frontier) => {
-                self.cache.restore(&frontier.state)?;
+                self.cache.restore(frontier)?;
                 self.tokens.truncate(frontier.len());
-                self.logits = frontier.logits.clone();
             }
             None => {
                 self.cache.clear()?;
                 self.tokens.clear();
-                self.logits = None;
             }
         }
         Ok(())
@@ -165,8 +150,7 @@ impl Sequence {
         if self.frontiers.last().is_some_and(|f| f.len() == self.tokens.len()) {
             return Ok(());
         }
-        self.frontiers
-            .push(Frontier { state: self.cache.snapshot()?, logits: self.logits.clone() });
+        self.frontiers.push(self.cache.snapshot()?);
         if self.frontiers.len() > MAX_FRONTIERS {
             self.drop_least_useful();
         }
