@@ -126,7 +126,7 @@ fn json_has_the_answer_and_its_numbers() {
 #[test]
 fn the_same_seed_gives_the_same_answer() {
     let ask = |seed| {
-        let arguments = ["--json", "--nothink", "--temp", "2", "--min-p", "0", "-n", "24"];
+        let arguments = ["--json", "--nothink", "--temp", "50", "--min-p", "0", "-n", "24"];
         let object = json(&run(&[&arguments[..], &["--seed", seed, "-p", "Hello"]].concat()));
         assert_eq!(object["seed"], seed.parse::<u64>().unwrap());
         object["text"].as_str().unwrap().to_owned()
