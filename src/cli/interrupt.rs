@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::failure::Failure;
-use super::terminal::{tell, RESET};
+use super::terminal::{note, tell, RESET};
 
 /// Nothing runs that could be stopped alone: Ctrl-C ends the program.
 const IDLE: u8 = 0;
@@ -22,10 +22,7 @@ pub fn listen(styles: bool) -> Result<(), Failure> {
     ctrlc::set_handler(move || {
         let stop = STATE.compare_exchange(ANSWERING, STOPPING, Ordering::SeqCst, Ordering::SeqCst);
         if stop.is_err() {
-            if styles {
-                eprint!("{RESET}");
-            }
-            eprintln!();
+            note(if styles { RESET } else { "" });
             tell("interrupted");
             std::process::exit(i32::from(Failure::Interrupted.code()));
         }

@@ -44,12 +44,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         let _ = editor.load_history(history);
     }
     chat.greet();
-    let left = chat.talk(&mut editor);
-    if let Some(history) = &history {
-        // A chat without a place for its history is still a chat.
-        let _ = editor.save_history(history);
-    }
-    left
+    chat.talk(&mut editor, history.as_deref())
 }
 
 struct Chat<'o> {
@@ -67,7 +62,11 @@ impl Chat<'_> {
         note(&self.options.terminal.dim(&line));
     }
 
-    fn talk(&mut self, editor: &mut Editor<Typing, FileHistory>) -> Result<(), Failure> {
+    fn talk(
+        &mut self,
+        editor: &mut Editor<Typing, FileHistory>,
+        history: Option<&Path>,
+    ) -> Result<(), Failure> {
         let mut interrupted = false;
         loop {
             let typed = match editor.readline("ds4> ") {
@@ -91,8 +90,11 @@ impl Chat<'_> {
             interrupted = false;
             let input = Input::parse(&typed);
             if input != Input::Empty {
-                // Only a full disk could refuse, and there is no disk here.
-                let _ = editor.add_history_entry(typed.as_str());
+                let added = editor.add_history_entry(typed.as_str());
+                if let (Ok(true), Some(history)) = (added, history) {
+                    // A chat without a place for its history is still a chat.
+                    let _ = editor.append_history(history);
+                }
             }
             match self.take(input) {
                 Ok(Then::GoOn) => {}

@@ -144,8 +144,10 @@ impl View {
             }
             _ => {}
         }
-        if let (How::Plain, Part::Thinking) = (&self.how, part) {
-            out.push_str("(thinking)\n");
+        match (&self.how, before, part) {
+            (How::Plain, _, Part::Thinking) => out.push_str("(thinking)\n"),
+            (How::Plain, Part::Thinking, _) => out.push_str("(answer)\n"),
+            _ => {}
         }
         self.part = part;
     }
@@ -163,7 +165,6 @@ impl View {
             (How::Copied { .. }, Part::Thinking) => {
                 let _ = writeln!(io::stderr());
             }
-            (How::Plain, Part::Thinking) => out.push_str("\n(answer)"),
             _ => {}
         }
     }
