@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn a_text_of_one_window_is_the_chain_rule() {
         let engine = engine();
-        let ids = engine.tokenizer().encode(&TEXT.repeat(8));
+        let ids = engine.tokenizer().encode(&TEXT.repeat(12));
         assert!(ids.len() > 2 * CHUNK_TOKENS);
         let mut heard = Vec::new();
         let found = measure(&engine, &ids, None, &mut |done, all| heard.push((done, all))).unwrap();
