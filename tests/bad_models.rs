@@ -191,6 +191,7 @@ fn another_architecture_and_values_that_cannot_be_are_refused() {
         ("rope.dimension_count", 3),
         ("attention.output_group_count", 3),
         ("expert_used_count", 1 << 20),
+        ("attention.sliding_window", 1 << 20),
         ("attention.indexer.key_length", 1),
     ] {
         refused(&key(name), value.into());

@@ -10,6 +10,10 @@ pub const ARCHITECTURE: &str = "deepseek4";
 /// Larger than any count or width of the family by far, small enough for products not to overflow.
 const MOST: usize = 1 << 24;
 
+/// Longest sliding window: 512 times the family's. Every cache has room for it from the start, and
+/// no tensor vouches for its size.
+const MOST_WINDOW: usize = 1 << 16;
+
 /// What is wrong with a model's metadata.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -210,6 +214,10 @@ impl Config {
         let kv_heads = raw.count("attention.head_count_kv")?;
         if kv_heads != 1 {
             return Err(raw.wrong("attention.head_count_kv", format!("{kv_heads}, must be 1")));
+        }
+        if self.sliding_window > MOST_WINDOW {
+            let problem = format!("{} is more than {MOST_WINDOW}", self.sliding_window);
+            return Err(raw.wrong("attention.sliding_window", problem));
         }
         let value_dim = raw.count("attention.value_length")?;
         if value_dim != self.head_dim {
