@@ -27,8 +27,6 @@
 //!
 //! Rooms import only from rooms above them in this page's order: `gguf`, `config`, `weights`,
 //! `cache`, `model`, `sample`, `engine`, `cli`; and `tokenizer`, `prompt`, `engine`.
-#![doc = ""]
-#![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
 pub use candle_core as candle;
@@ -45,3 +43,8 @@ pub mod prompt;
 pub mod sample;
 pub mod tokenizer;
 pub mod weights;
+
+/// The README's program compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,4 +1,4 @@
-//! The command line: what was typed ([`args`]), what it means ([`options`]), and the doing.
+//! The command line: what was typed (`args`), what it means (`options`), and the doing.
 //!
 //! Exit codes: 0 done, 1 failed while running, 2 bad usage or input, 130 interrupted. Every
 //! failing exit says on standard error what, where, why, and what to do.

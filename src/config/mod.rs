@@ -228,7 +228,7 @@ impl Config {
             let problem = format!("{} of {} channels cannot turn", self.rope_dim, self.head_dim);
             return Err(raw.wrong("rope.dimension_count", problem));
         }
-        if self.heads % self.output_groups != 0 {
+        if !self.heads.is_multiple_of(self.output_groups) {
             let problem = format!("{} heads in {} groups", self.heads, self.output_groups);
             return Err(raw.wrong("attention.output_group_count", problem));
         }
