@@ -40,7 +40,8 @@ fn main() -> anyhow::Result<()> {
         let logits = model.forward(&mut [input], Logits::Last, &workspace)?;
         let mut logits = logits.flatten_all()?.to_vec1::<f32>()?;
         let token = sampler.sample_slice(&mut logits, &tokens)?;
-        if token == tokenizer.control().eos {
+        // The end, or the beginning of a turn of a conversation that this is not.
+        if tokenizer.is_control(token) {
             break;
         }
         tokens.push(token);
