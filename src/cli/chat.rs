@@ -42,8 +42,11 @@ pub fn answer(prompt: String, options: &Options) -> Result<(), Failure> {
     }
 }
 
-/// The line of numbers after an answer.
+/// The line of numbers after an answer; none if the prompt was not even read to its end.
 pub fn print_stats(session: &Session, reply: &Reply, options: &Options) {
+    if reply.end == End::Interrupted && reply.outcome.generated_tokens == 0 {
+        return;
+    }
     let (used, context) = (session.sequence().tokens().len(), session.engine().context());
     note(&options.terminal.dim(&stats::line(&reply.outcome, used, context)));
 }

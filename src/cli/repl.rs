@@ -173,11 +173,7 @@ impl Chat<'_> {
 
     fn think(&mut self, thinking: Thinking) {
         self.session.thinking = affordable(thinking, self.session.engine().context());
-        note(match self.session.thinking {
-            Thinking::Off => "answers at once",
-            Thinking::On => "thinks before answering",
-            Thinking::Max | Thinking::Beyond => "thinks as hard as possible",
-        });
+        note(manner(self.session.thinking));
     }
 
     fn answer(&mut self) -> Result<(), Failure> {
@@ -212,7 +208,8 @@ impl Chat<'_> {
         }
         self.session.system = transcript.system;
         self.session.messages = transcript.messages;
-        note(&format!("loaded {} messages", self.session.messages.len()));
+        let (count, manner) = (self.session.messages.len(), manner(self.session.thinking));
+        note(&format!("loaded {count} messages; {manner}"));
         for message in &self.session.messages {
             note(&self.options.terminal.dim(&summary(message)));
         }
@@ -233,6 +230,15 @@ impl Chat<'_> {
         if let Some(reply) = &self.last {
             note(&format!("last      {}", stats::line(&reply.outcome, used, context)));
         }
+    }
+}
+
+/// How the next answer is given.
+fn manner(thinking: Thinking) -> &'static str {
+    match thinking {
+        Thinking::Off => "answers at once",
+        Thinking::On => "thinks before answering",
+        Thinking::Max | Thinking::Beyond => "thinks as hard as possible",
     }
 }
 
