@@ -40,6 +40,7 @@ pub mod engine;
 pub mod gguf;
 pub mod model;
 pub mod prompt;
+pub mod quantize;
 pub mod sample;
 pub mod tokenizer;
 pub mod weights;

@@ -82,6 +82,64 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make a smaller model file from a checkpoint or a larger one
+    Quantize(QuantizeArgs),
+    /// Measure which inputs of the routed experts matter, for `quantize`
+    Imatrix {
+        /// GGUF file
+        #[arg(short, long, value_name = "FILE")]
+        model: PathBuf,
+        /// UTF-8 text to read
+        #[arg(long, value_name = "FILE")]
+        file: PathBuf,
+        /// Importance matrix to write
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// Tokens that are read without forgetting [default: 4096]
+        #[arg(short, long, value_name = "N")]
+        ctx: Option<usize>,
+    },
+    /// Write a model of the full shape with random weights, for measurements
+    Synth(SynthArgs),
+}
+
+/// What to quantise, and how.
+#[derive(Debug, clap::Args)]
+pub struct QuantizeArgs {
+    /// Folder of a Hugging Face checkpoint, or a GGUF file
+    pub input: PathBuf,
+    /// GGUF file to write; not needed with --dry-run
+    #[arg(required_unless_present = "dry_run")]
+    pub output: Option<PathBuf>,
+    /// q2, q4, q8 or f16
+    #[arg(long, value_name = "NAME")]
+    pub recipe: String,
+    /// Importance matrix of the routed experts
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
+    /// Another type for the routed experts of some layers, such as 37-42=q4_k
+    #[arg(long, value_name = "LAYERS=TYPE")]
+    pub layer_type: Vec<String>,
+    /// Only print what would be written
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// What to make up.
+#[derive(Debug, clap::Args)]
+pub struct SynthArgs {
+    /// GGUF file to write; not needed with --dry-run
+    #[arg(required_unless_present = "dry_run")]
+    pub output: Option<PathBuf>,
+    /// q2 or q4
+    #[arg(long, value_name = "NAME")]
+    pub recipe: String,
+    /// Layers of each kind with data of their own; the others repeat it
+    #[arg(long, value_name = "N")]
+    pub distinct_layers: Option<usize>,
+    /// Only print what would be written
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Where the model runs.

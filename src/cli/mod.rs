@@ -8,25 +8,29 @@ mod block;
 mod chat;
 mod command;
 mod failure;
+pub mod imatrix;
 mod inline;
 pub mod inspect;
 mod interrupt;
 pub mod logits;
 mod markdown;
+mod meter;
 mod model_path;
 mod options;
 pub mod perplexity;
 mod progress;
+pub mod quantize;
 mod repl;
 mod session;
 mod stats;
+pub mod synth;
 mod terminal;
 mod transcript;
 mod view;
 mod wrap;
 
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use candle_core::Device;
@@ -65,6 +69,33 @@ fn perform(work: Work) -> Result<(), Failure> {
             let mut out = io::stdout().lock();
             perplexity::run(&engine, &file, ctx, json, &mut |_, _| {}, &mut out).map_err(input)
         }
+        Work::Quantize(what) => {
+            let quantize = quantize::Quantize {
+                input: &what.input,
+                output: what.output.as_deref(),
+                recipe: &what.recipe,
+                layer_types: &what.layer_type,
+                imatrix: what.imatrix.as_deref(),
+                dry_run: what.dry_run,
+                terminal: io::stderr().is_terminal(),
+            };
+            quantize::run(&quantize, &mut io::stdout().lock()).map_err(input)
+        }
+        Work::Imatrix { model, file, output, ctx } => {
+            let terminal = io::stderr().is_terminal();
+            let window = ctx.unwrap_or(imatrix::WINDOW_TOKENS);
+            imatrix::run(&model, &file, &output, window, terminal, &mut io::stdout().lock())
+                .map_err(input)
+        }
+        Work::Synth(what) => synth::run(
+            &what.recipe,
+            what.output.as_deref(),
+            what.distinct_layers,
+            what.dry_run,
+            io::stderr().is_terminal(),
+            &mut io::stdout().lock(),
+        )
+        .map_err(input),
         Work::DumpTokens(prompt, options) => chat::dump_tokens(prompt, &options),
         Work::Answer(prompt, options) => {
             interrupt::listen(options.terminal.stderr && options.terminal.styles)?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 
-use super::args::{Args, BackendName, Command, TalkArgs};
+use super::args::{Args, BackendName, Command, QuantizeArgs, SynthArgs, TalkArgs};
 use super::failure::Failure;
 use super::model_path::ModelPath;
 use super::terminal::{tell, Terminal};
@@ -46,6 +46,21 @@ pub enum Work {
         /// As JSON.
         json: bool,
     },
+    /// Make a smaller file.
+    Quantize(QuantizeArgs),
+    /// Measure what matters.
+    Imatrix {
+        /// The model.
+        model: PathBuf,
+        /// The text.
+        file: PathBuf,
+        /// Where the matrix goes.
+        output: PathBuf,
+        /// Tokens read without forgetting.
+        ctx: Option<usize>,
+    },
+    /// Make up a model.
+    Synth(SynthArgs),
     /// Answer one prompt.
     Answer(String, Box<Options>),
     /// Show the tokens of one prompt.
@@ -90,6 +105,11 @@ impl Work {
         if let Some(command) = args.command {
             return match command {
                 Command::Inspect { file, json } => Ok(Self::Inspect { file, json }),
+                Command::Quantize(what) => Ok(Self::Quantize(what)),
+                Command::Imatrix { model, file, output, ctx } => {
+                    Ok(Self::Imatrix { model, file, output, ctx })
+                }
+                Command::Synth(what) => Ok(Self::Synth(what)),
                 Command::Logits { model, tokens, chunks, output } => {
                     Ok(Self::Logits { model: model_path(model.as_deref()), tokens, chunks, output })
                 }

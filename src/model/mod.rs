@@ -28,7 +28,7 @@ pub use indexer::Indexer;
 pub use linear::Linear;
 pub use norm::RmsNorm;
 pub use router::Router;
-pub use step::Step;
+pub use step::{Observer, Step};
 
 use crate::cache::{Cache, LayerCache};
 use crate::config::{Config, ConfigError};
@@ -175,6 +175,30 @@ impl Model {
         logits: Logits,
         ws: &Workspace,
     ) -> Result<Tensor, ForwardError> {
+        self.forward_with(inputs, logits, ws, None)
+    }
+
+    /// The same under the eyes of an observer.
+    ///
+    /// # Errors
+    /// As [`Model::forward`], and the observer's.
+    pub fn forward_observed(
+        &self,
+        inputs: &mut [Input<'_>],
+        logits: Logits,
+        ws: &Workspace,
+        observer: &dyn Observer,
+    ) -> Result<Tensor, ForwardError> {
+        self.forward_with(inputs, logits, ws, Some(observer))
+    }
+
+    fn forward_with(
+        &self,
+        inputs: &mut [Input<'_>],
+        logits: Logits,
+        ws: &Workspace,
+        observer: Option<&dyn Observer>,
+    ) -> Result<Tensor, ForwardError> {
         self.check(inputs)?;
         let sequences: Vec<_> =
             inputs.iter().map(|input| (input.cache.len(), input.tokens.len())).collect();
@@ -186,7 +210,8 @@ impl Model {
         for input in inputs.iter_mut() {
             caches.push(input.cache.begin()?);
         }
-        let logits = self.run(&ids, &batch, caches, logits, ws)?;
+        let step = Step { ids: &ids, batch: &batch, ws, observer };
+        let logits = self.run(step, caches, logits)?;
         for input in inputs {
             input.cache.advance(input.tokens.len());
         }
@@ -195,14 +220,12 @@ impl Model {
 
     fn run(
         &self,
-        ids: &Tensor,
-        batch: &Ragged,
+        step: Step<'_>,
         mut caches: Vec<&mut [LayerCache]>,
         logits: Logits,
-        ws: &Workspace,
     ) -> candle_core::Result<Tensor> {
+        let Step { ids, batch, ws, .. } = step;
         let _frame = ws.frame();
-        let step = Step { ids, batch, ws };
         let streams = self.config.hyper_connection.streams;
         let state = ops::embed(ids, &self.embedding, streams, ws)?;
         for (layer, block) in self.blocks.iter().enumerate() {

@@ -168,6 +168,11 @@ struct Span {
     control: bool,
 }
 
+/// The token of a single byte.
+pub(crate) fn byte_token(byte: u8) -> String {
+    alphabet::encode(byte).to_string()
+}
+
 /// Text to ids and back. Immutable, so that one serves any number of threads.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
