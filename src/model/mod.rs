@@ -45,6 +45,9 @@ pub enum LoadError {
     /// One of its tensors.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// A device without kernels.
+    #[error("the model runs on the CPU only so far, not on {0:?}")]
+    Device(candle_core::DeviceLocation),
 }
 
 /// Why a forward pass was refused or failed.
@@ -116,8 +119,12 @@ impl Model {
     /// Draft heads (`mtp.*`) are not loaded.
     ///
     /// # Errors
-    /// Metadata or tensors that are missing, contradict each other, or have an unsupported type.
+    /// Metadata or tensors that are missing, contradict each other, or have an unsupported type; a
+    /// device other than the CPU.
     pub fn load(gguf: &Gguf, device: &Device) -> Result<Self, LoadError> {
+        if !device.is_cpu() {
+            return Err(LoadError::Device(device.location()));
+        }
         let config = Config::from_metadata(gguf.metadata())?;
         let weights = Weights::new(gguf, device);
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
