@@ -177,7 +177,7 @@ mod tests {
                     shard
                         .tensors
                         .values()
-                        .for_each(|entry| assert!(shard.data(entry).len() <= bytes.len()));
+                        .for_each(|entry| assert!(shard.data(entry).len() <= whole.len()));
                 }
             }
         }
