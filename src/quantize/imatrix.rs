@@ -408,8 +408,8 @@ mod tests {
         assert_eq!(collector.unseen(), (1, 5));
         let found = collector.finish(1, "noise");
 
-        let matrices = [&gate, &up].map(|m| m.dequantize().unwrap().to_vec3::<f32>().unwrap());
-        for expert in 0..experts {
+        let [gates, ups] = [&gate, &up].map(|m| m.dequantize().unwrap().to_vec3::<f32>().unwrap());
+        for (expert, (gates, ups)) in gates.iter().zip(&ups).enumerate() {
             let chosen: Vec<usize> =
                 (0..tokens * k).filter(|at| ids[*at] as usize == expert).collect();
             let n = chosen.len().max(1) as f32;
@@ -421,10 +421,8 @@ mod tests {
                     *sum += x * x / n;
                 }
                 for (row, sum) in gated.iter_mut().enumerate() {
-                    let [gate, up] = [0, 1].map(|m| {
-                        let row = &matrices[m][expert][row];
-                        row.iter().zip(x).map(|(w, x)| w * x).sum::<f32>()
-                    });
+                    let [gate, up] =
+                        [gates, ups].map(|m| m[row].iter().zip(x).map(|(w, x)| w * x).sum::<f32>());
                     let gate = gate.min(clamp);
                     let silu = gate / (1.0 + (-gate).exp());
                     *sum += (silu * up.clamp(-clamp, clamp) * weights[at]).powi(2) / n;
