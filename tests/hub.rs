@@ -1,5 +1,7 @@
 //! The downloader against a hub on loopback that misbehaves in every way a network can.
 
+#[path = "hub/commands.rs"]
+mod commands;
 #[path = "hub/faults.rs"]
 mod faults;
 #[path = "hub/kills.rs"]
@@ -54,7 +56,7 @@ fn pull_with(
     observe: &mut dyn FnMut(&Event),
 ) -> Result<Fetched, Error> {
     let hub = Hub::new(settings.clone())?;
-    let selection = hub.select(&name.parse()?, observe)?;
+    let selection = hub.select(&name.parse()?, cancel, observe)?;
     hub.fetch(&selection, cancel, observe)
 }
 
@@ -137,7 +139,7 @@ fn files_kept_in_git_and_in_folders_are_checked_and_linked_too() {
 #[test]
 fn a_stopped_download_goes_on_where_it_was() {
     let (bytes, server) = one_file();
-    server.pause(2_000);
+    server.pause(10_000);
     let cache = tempfile::tempdir().unwrap();
     let settings = settings(&server.endpoint(), cache.path());
     let cancel = Cancel::default();

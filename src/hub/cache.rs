@@ -45,9 +45,9 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The short name, for files of the default repository and those named alike.
+    /// The short name that means it: of a file in the default repository.
     pub fn variant(&self) -> Option<Variant> {
-        Variant::of(&self.file)
+        Variant::of(&self.file).filter(|_| self.repo == RepoId::default())
     }
 
     /// Whether every byte is here.
@@ -152,7 +152,7 @@ impl Cache {
                 .flatten()
                 .map(|entry| (entry.metadata().and_then(|m| m.modified()).ok(), entry.path()))
                 .collect();
-            others.sort_by(|a, b| b.0.cmp(&a.0));
+            others.sort_by_key(|(modified, _)| std::cmp::Reverse(*modified));
             folders.extend(others.into_iter().map(|(_, path)| path));
         }
         for folder in folders {
@@ -168,12 +168,10 @@ impl Cache {
             } else if files.is_empty() {
                 continue;
             }
-            let (index, _) = choose(&name.which, &candidates).map_err(|problem| {
-                Error::Choice {
-                    name: name.to_string(),
-                    place: folder.display().to_string(),
-                    problem,
-                }
+            let (index, _) = choose(&name.which, &candidates).map_err(|problem| Error::Choice {
+                name: name.to_string(),
+                place: folder.display().to_string(),
+                problem,
             })?;
             return Ok(files.get(index).map(|file| folder.join(file)));
         }

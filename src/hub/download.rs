@@ -70,6 +70,8 @@ struct Writer {
     end: u64,
     piece: usize,
     crc: crc32fast::Hasher,
+    /// What the last request was bound to.
+    validator: Option<String>,
 }
 
 impl Writer {
@@ -79,15 +81,15 @@ impl Writer {
             end: plan.bytes(pieces.end.saturating_sub(1)).end,
             piece: pieces.start,
             crc: crc32fast::Hasher::new(),
+            validator: None,
         }
     }
 }
 
 /// What an earlier download left, if it can go on. The caller holds the blob's lock.
 pub(super) fn find_partial(job: &Job) -> Option<Contents> {
-    Journal::peek(&job.journal).filter(|contents| {
-        contents.header.size == job.identity.size && job.partial.is_file()
-    })
+    Journal::peek(&job.journal)
+        .filter(|contents| contents.header.size == job.identity.size && job.partial.is_file())
 }
 
 /// Brings the file's bytes to `job.partial` and checks them. On success they are all there and
@@ -242,7 +244,7 @@ impl Transfer {
             }
             match failure {
                 Failure::Stale { .. } => self.route().direct = None,
-                Failure::Changed => self.look_again().await?,
+                Failure::Changed => self.look_again(&writer.validator).await?,
                 _ => {}
             }
             attempts.failed(&self.job.http, failure, &self.events).await?;
@@ -259,6 +261,7 @@ impl Transfer {
             let url = route.direct.clone().unwrap_or_else(|| self.job.url.clone());
             (url, route.validator.clone())
         };
+        writer.validator.clone_from(&validator);
         let size = self.job.identity.size;
         let ask = Ask {
             range: Some((writer.offset, writer.end - 1)),
@@ -292,7 +295,10 @@ impl Transfer {
                 {
                     let mut route = self.route();
                     route.direct = (at != self.job.url).then(|| at.clone());
-                    route.validator = route.validator.take().or(strong);
+                    // An answer to a request that was bound is no news, or no longer true.
+                    if validator.is_none() && route.validator.is_none() {
+                        route.validator = strong;
+                    }
                     route.ranges = Some(true);
                 }
                 self.write_body(response, writer, last + 1).await
@@ -345,12 +351,7 @@ impl Transfer {
     }
 
     /// Writes as much of `bytes` as belongs to the writer's piece; returns the rest.
-    fn write<'b>(
-        &self,
-        writer: &mut Writer,
-        bytes: &'b [u8],
-        end: u64,
-    ) -> Result<&'b [u8], Error> {
+    fn write<'b>(&self, writer: &mut Writer, bytes: &'b [u8], end: u64) -> Result<&'b [u8], Error> {
         let (piece, known) = {
             let plan = &self.shared.lock().plan;
             (plan.bytes(writer.piece), plan.crc(writer.piece).is_some())
@@ -380,13 +381,17 @@ impl Transfer {
     }
 
     /// The server has other bytes than before: is it another file, or only another validator?
-    async fn look_again(&self) -> Result<(), Error> {
+    async fn look_again(&self, bound: &Option<String>) -> Result<(), Error> {
         let job = &self.job;
         let now = identify(&job.http, &job.repo, &job.url, &job.file, &self.events).await?;
         if (&now.etag, now.size) != (&job.identity.etag, job.identity.size) {
             return Err(Error::Changed { file: job.file.clone() });
         }
         let mut route = self.route();
+        if bound.is_some() && route.validator != *bound {
+            // Another connection has met the same change.
+            return Ok(());
+        }
         route.renewed += 1;
         if route.renewed > MAX_NEW_VALIDATORS {
             return Err(Error::Protocol {

@@ -103,36 +103,26 @@ impl Machine {
             return Fit { place: Some(Place::Gpu(index)), reason };
         }
         let gpu = match largest {
-            Some((_, gpu)) => format!(
-                "{} has {} of the {} that it needs",
-                gpu.name,
-                Size(gpu.memory),
-                Size(on_gpu)
-            ),
+            Some((_, gpu)) => format!("{} on the {}", Size(gpu.memory), gpu.name),
             None => "no GPU that this build can use".to_string(),
         };
+        let needs = format!("needs about {} on a GPU or {} of memory", Size(on_gpu), Size(in_ram));
         match self.memory {
             Some(memory) if memory >= in_ram => Fit {
                 place: Some(Place::Ram),
                 reason: format!(
-                    "fits the {} of memory on the CPU (needs about {}); {gpu}",
+                    "fits the {} of memory, on the CPU (needs about {}; {gpu})",
                     Size(memory),
                     Size(in_ram)
                 ),
             },
             Some(memory) => Fit {
                 place: None,
-                reason: format!(
-                    "needs about {} of GPU memory or {} of memory; this machine has {} of memory, \
-                     and {gpu}",
-                    Size(on_gpu),
-                    Size(in_ram),
-                    Size(memory)
-                ),
+                reason: format!("{needs}; here are {} of memory and {gpu}", Size(memory)),
             },
             None => Fit {
                 place: None,
-                reason: format!("the system does not tell how much memory there is; {gpu}"),
+                reason: format!("{needs}; the system does not tell its memory, and {gpu}"),
             },
         }
     }

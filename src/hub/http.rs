@@ -138,7 +138,8 @@ impl Http {
             (false, None) => Method::GET,
         };
         // Compression would make lengths and ranges speak of other bytes.
-        let mut request = self.client.request(method, url.clone()).header(ACCEPT_ENCODING, "identity");
+        let mut request =
+            self.client.request(method, url.clone()).header(ACCEPT_ENCODING, "identity");
         if let Some(token) = self.settings.token.as_ref().filter(|_| self.is_own(url)) {
             request = request.bearer_auth(token.text());
         }
@@ -165,7 +166,13 @@ impl Http {
     }
 
     /// Sorts an answer that is no success. `what` is the repository or file asked for.
-    pub async fn refusal(&self, mut response: Response, url: &Url, repo: &RepoId, what: &str) -> Failure {
+    pub async fn refusal(
+        &self,
+        mut response: Response,
+        url: &Url,
+        repo: &RepoId,
+        what: &str,
+    ) -> Failure {
         let status = response.status();
         let headers = response.headers().clone();
         let code = header(&headers, "x-error-code").unwrap_or_default().to_string();
@@ -299,11 +306,7 @@ impl Attempts {
         };
         self.count += 1;
         if self.count >= transfer.attempts {
-            return Err(Error::Unreachable {
-                url: self.url.clone(),
-                reason,
-                attempts: self.count,
-            });
+            return Err(Error::Unreachable { url: self.url.clone(), reason, attempts: self.count });
         }
         let doubled = transfer.backoff.saturating_mul(1 << (self.count - 1).min(16));
         // Connections that failed together should not come back together.

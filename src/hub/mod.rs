@@ -8,8 +8,9 @@
 //!
 //! # fn main() -> Result<(), candle_ds4::hub::Error> {
 //! let hub = Hub::new(Settings::from_env()?)?;
-//! let selection = hub.select(&"q2-imatrix".parse()?, &mut |_| {})?;
-//! let fetched = hub.fetch(&selection, &Cancel::default(), &mut |event| println!("{event:?}"))?;
+//! let cancel = Cancel::default();
+//! let selection = hub.select(&"q2-imatrix".parse()?, &cancel, &mut |_| {})?;
+//! let fetched = hub.fetch(&selection, &cancel, &mut |event| println!("{event:?}"))?;
 //! println!("{}", fetched.path.display());
 //! # Ok(())
 //! # }
@@ -166,12 +167,13 @@ impl Hub {
         &self,
         repo: &RepoId,
         revision: &str,
+        cancel: &Cancel,
         observe: &mut dyn FnMut(&Event),
     ) -> Result<Repository, Error> {
         self.online(&repo.to_string())?;
         let (sender, receiver) = channel();
         let listing = repository::list(&self.http, repo, revision, &sender);
-        self.wait(listing, &receiver, &Cancel::default(), observe)
+        self.wait(listing, &receiver, cancel, observe)
     }
 
     /// The file that `name` means, from the repository's own listing.
@@ -181,16 +183,16 @@ impl Hub {
     pub fn select(
         &self,
         name: &Name,
+        cancel: &Cancel,
         observe: &mut dyn FnMut(&Event),
     ) -> Result<Selection, Error> {
         self.online(&name.to_string())?;
         let (sender, receiver) = channel();
         let selection = async {
-            let listing =
-                repository::list(&self.http, &name.repo, &name.revision, &sender).await?;
+            let listing = repository::list(&self.http, &name.repo, &name.revision, &sender).await?;
             repository::select(&self.http, listing, name, &sender).await
         };
-        self.wait(selection, &receiver, &Cancel::default(), observe)
+        self.wait(selection, &receiver, cancel, observe)
     }
 
     /// Brings the selected file into the cache: at once if it is there, else by a download that

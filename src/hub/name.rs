@@ -144,10 +144,8 @@ impl FromStr for RepoId {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let wrong = |problem: &str| Error::Name {
-            given: text.to_string(),
-            problem: problem.to_string(),
-        };
+        let wrong =
+            |problem: &str| Error::Name { given: text.to_string(), problem: problem.to_string() };
         let parts: Vec<&str> = text.split('/').collect();
         let [org, repo] = parts.as_slice() else {
             return Err(wrong("a repository is written ORG/REPO"));
@@ -381,7 +379,7 @@ fn number(digits: &str) -> Option<u32> {
 
 fn is_date(date: u32, digits: usize) -> bool {
     let (month, day) = (date / 100 % 100, date % 100);
-    (digits == 4 || digits == 8 && date >= 2000_01_01)
+    (digits == 4 || digits == 8 && date >= 20_000_101)
         && (1..=12).contains(&month)
         && (1..=31).contains(&day)
 }
@@ -390,8 +388,7 @@ fn is_date(date: u32, digits: usize) -> bool {
 mod tests {
     use super::*;
 
-    const Q2: &str =
-        "DeepSeek-V4-Flash-IQ2XXS-w2Q2K-AProjQ8-SExpQ8-OutQ8-chat-v2-imatrix.gguf";
+    const Q2: &str = "DeepSeek-V4-Flash-IQ2XXS-w2Q2K-AProjQ8-SExpQ8-OutQ8-chat-v2-imatrix.gguf";
     const Q2_0731: &str =
         "DeepSeek-V4-Flash-IQ2XXS-w2Q2K-AProjQ8-SExpQ8-OutQ8-chat-v2-imatrix-0731.gguf";
     const Q2_PLAIN: &str = "DeepSeek-V4-Flash-IQ2XXS-w2Q2K-AProjQ8-SExpQ8-OutQ8-chat-v2.gguf";
@@ -450,8 +447,7 @@ mod tests {
     #[test]
     fn a_tie_is_explained_with_the_names() {
         let other = Q2.replace("chat", "Chat");
-        let problem =
-            pick(&Which::Variant(Variant::Q2Imatrix), &[Q2, &other, Q4]).unwrap_err();
+        let problem = pick(&Which::Variant(Variant::Q2Imatrix), &[Q2, &other, Q4]).unwrap_err();
         assert!(problem.contains(Q2) && problem.contains(&other), "{problem}");
         assert!(!problem.contains(Q4), "{problem}");
     }
@@ -484,8 +480,23 @@ mod tests {
     #[test]
     fn names_that_leave_their_folder_are_refused() {
         for text in [
-            "", "q3", "a", "a/", "/b", "a/b/c", "../b", "a/..", "a/b:", "a/b:../x", "a/b:/etc/x",
-            "a/b:x@", "a/b@../x", "a/b:x\\y", "a/b:x@a\nb", "a--b/c", "a/b:x//y",
+            "",
+            "q3",
+            "a",
+            "a/",
+            "/b",
+            "a/b/c",
+            "../b",
+            "a/..",
+            "a/b:",
+            "a/b:../x",
+            "a/b:/etc/x",
+            "a/b:x@",
+            "a/b@../x",
+            "a/b:x\\y",
+            "a/b:x@a\nb",
+            "a--b/c",
+            "a/b:x//y",
         ] {
             assert!(text.parse::<Name>().is_err(), "{text:?} was taken");
         }

@@ -128,7 +128,8 @@ pub(super) async fn list(
         path.push(revision);
     }
     url.set_query(Some("blobs=true"));
-    let info: ModelInfo = json(http, id, &format!("{id} at {revision}"), &url, None, events).await?;
+    let info: ModelInfo =
+        json(http, id, &format!("{id} at {revision}"), &url, None, events).await?;
     if !is_commit(&info.sha) {
         return Err(broken(&url, "the listing names no commit"));
     }

@@ -112,7 +112,8 @@ impl Settings {
             _ => PathBuf::from(text),
         };
         let hf_home = match var("HF_HOME").or_else(|| {
-            var("XDG_CACHE_HOME").map(|cache| format!("{}/huggingface", cache.trim_end_matches('/')))
+            var("XDG_CACHE_HOME")
+                .map(|cache| format!("{}/huggingface", cache.trim_end_matches('/')))
         }) {
             Some(text) => folder(text),
             None => match &home {

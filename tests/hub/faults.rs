@@ -26,11 +26,13 @@ fn survives(fault: &Fault, count: usize) -> Vec<Event> {
 }
 
 fn retries(events: &[Event]) -> Vec<&str> {
-    let reason = |event| match event {
-        &Event::Retrying { ref reason, .. } => Some(reason.as_str()),
-        _ => None,
-    };
-    events.iter().filter_map(reason).collect()
+    let mut reasons = Vec::new();
+    for event in events {
+        if let Event::Retrying { reason, .. } = event {
+            reasons.push(reason.as_str());
+        }
+    }
+    reasons
 }
 
 #[test]
@@ -259,9 +261,10 @@ fn a_renamed_repository_is_followed() {
 fn a_gated_repository_says_where_to_accept_its_licence() {
     let (_, server) = one_file();
     server.on_request(|request, _| {
-        request.path.contains("resolve").then(|| {
-            Fault::Status(403, vec![("x-error-code", "GatedRepo".into())])
-        })
+        request
+            .path
+            .contains("resolve")
+            .then(|| Fault::Status(403, vec![("x-error-code", "GatedRepo".into())]))
     });
     let cache = tempfile::tempdir().unwrap();
     let settings = settings(&server.endpoint(), cache.path());
@@ -287,8 +290,7 @@ fn what_does_not_exist_is_named() {
 fn a_server_that_never_recovers_ends_in_an_error_and_a_resumable_state() {
     let (bytes, server) = one_file();
     server.on_request(|request, _| {
-        (request.place == Place::Cdn && request.number >= 4)
-            .then(|| Fault::Status(503, vec![]))
+        (request.place == Place::Cdn && request.number >= 4).then(|| Fault::Status(503, vec![]))
     });
     let cache = tempfile::tempdir().unwrap();
     let settings = settings(&server.endpoint(), cache.path());
@@ -345,8 +347,7 @@ fn pieces_that_the_disk_lost_are_fetched_again() {
     use std::os::unix::fs::FileExt;
     let (bytes, server) = one_file();
     server.on_request(|request, _| {
-        (request.place == Place::Cdn && request.number >= 6)
-            .then(|| Fault::Status(503, vec![]))
+        (request.place == Place::Cdn && request.number >= 6).then(|| Fault::Status(503, vec![]))
     });
     let cache = tempfile::tempdir().unwrap();
     let settings = settings(&server.endpoint(), cache.path());

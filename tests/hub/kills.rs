@@ -13,10 +13,10 @@ use rand::{Rng, SeedableRng};
 use crate::server::{noise, Server, Stored};
 use crate::{assert_nothing_visible, one_file, pull, repo_folder, transfer, SIZE};
 
-const CHILD: &str = "DS4_TEST_PULL";
+pub const CHILD: &str = "DS4_TEST_PULL";
 
 /// This program, told to run nothing but [`pulls_in_a_process_of_its_own`].
-fn child(endpoint: &str, cache: &Path, name: &str) -> Command {
+pub fn child(endpoint: &str, cache: &Path, name: &str) -> Command {
     let mut command = Command::new(program());
     command
         .args(["--ignored", "--exact", "kills::pulls_in_a_process_of_its_own", "--nocapture"])
@@ -55,9 +55,8 @@ fn pulls_in_a_process_of_its_own() {
     }
 }
 
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr)
+pub fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 fn kill_and_resume(kills: u32, seed: u64) {
@@ -100,7 +99,7 @@ fn kill_and_resume(kills: u32, seed: u64) {
 }
 
 /// Bytes that the journal says are there.
-fn present(cache: &Path) -> u64 {
+pub fn present(cache: &Path) -> u64 {
     let entries = candle_ds4::hub::Cache::at(cache).entries().unwrap();
     entries.iter().map(|entry| entry.present).sum()
 }
@@ -248,7 +247,8 @@ fn the_environment_chooses_proxy_token_and_offline() {
     assert!(said(&offline).contains("HF_HUB_OFFLINE is set"), "{}", said(&offline));
     assert!(server.log().is_empty());
     let proxy = server.endpoint();
-    let output = run(&[("HTTP_PROXY", proxy.as_str()), ("http_proxy", &proxy), ("HF_TOKEN", "tok")]);
+    let output =
+        run(&[("HTTP_PROXY", proxy.as_str()), ("http_proxy", &proxy), ("HF_TOKEN", "tok")]);
     assert!(said(&output).contains("\npath "), "{}", said(&output));
     let log = server.log();
     assert!(log.iter().all(|r| r.header("host") == Some("hub.invalid")), "{log:?}");

@@ -352,7 +352,8 @@ impl State {
                 if matches!(fault, Some(Fault::WrongRange)) {
                     last = last.saturating_sub(1);
                 }
-                let first = if matches!(fault, Some(Fault::WrongRange)) { first + 1 } else { first };
+                let first =
+                    if matches!(fault, Some(Fault::WrongRange)) { first + 1 } else { first };
                 headers.push(("content-range", format!("bytes {first}-{last}/{len}")));
                 self.send(stream, request, 206, &headers, &file.bytes[first..=last], fault)
             }
