@@ -66,8 +66,8 @@ impl Default for Transfer {
     fn default() -> Self {
         Self {
             connections: 8,
-            chunk: 64 << 20,
-            piece: 4 << 20,
+            chunk: 32 << 20,
+            piece: 2 << 20,
             stall: Duration::from_secs(30),
             attempts: 8,
             backoff: Duration::from_secs(1),
