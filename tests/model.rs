@@ -166,7 +166,7 @@ fn a_restored_or_rewound_cache_goes_on_as_if_nothing_had_happened() -> Result<()
         let Golden { model, tokens, .. } = golden(name);
         let whole = run(&model, &tokens, &[tokens.len()]);
         let ws = Workspace::new(&Device::Cpu);
-        let mut go_on = |cache: &mut candle_ds4::cache::Cache, to: usize| {
+        let go_on = |cache: &mut candle_ds4::cache::Cache, to: usize| {
             let tokens = &tokens[cache.len()..to];
             let input = Input { tokens, cache };
             model.forward(&mut [input], Logits::All, &ws).unwrap().to_vec2::<f32>().unwrap()

@@ -1,4 +1,4 @@
-//! Custom candle ops for DeepSeek V4.
+#![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
 mod attention;

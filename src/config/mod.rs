@@ -10,12 +10,16 @@ pub const ARCHITECTURE: &str = "deepseek4";
 /// Larger than any count or width of the family by far, small enough for products not to overflow.
 const MOST: usize = 1 << 24;
 
+/// Longest sliding window: 512 times the family's. Every cache has room for it from the start, and
+/// no tensor vouches for its size.
+const MOST_WINDOW: usize = 1 << 16;
+
 /// What is wrong with a model's metadata.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// A key is missing or has another type.
-    #[error(transparent)]
+    #[error("{0}: the file is damaged or of another model, download it again or convert it again")]
     Gguf(#[from] gguf::Error),
     /// Another model.
     #[error(
@@ -27,7 +31,10 @@ pub enum ConfigError {
         found: String,
     },
     /// A value that no model can have, or that contradicts another.
-    #[error("metadata key {key}: {problem}")]
+    #[error(
+        "metadata key {key}: {problem}: the file is damaged or of another model, download it \
+         again or convert it again"
+    )]
     Value {
         /// The key.
         key: String,
@@ -208,6 +215,10 @@ impl Config {
         if kv_heads != 1 {
             return Err(raw.wrong("attention.head_count_kv", format!("{kv_heads}, must be 1")));
         }
+        if self.sliding_window > MOST_WINDOW {
+            let problem = format!("{} is more than {MOST_WINDOW}", self.sliding_window);
+            return Err(raw.wrong("attention.sliding_window", problem));
+        }
         let value_dim = raw.count("attention.value_length")?;
         if value_dim != self.head_dim {
             let problem = format!("{value_dim}, but keys have {} values", self.head_dim);
@@ -217,7 +228,7 @@ impl Config {
             let problem = format!("{} of {} channels cannot turn", self.rope_dim, self.head_dim);
             return Err(raw.wrong("rope.dimension_count", problem));
         }
-        if self.heads % self.output_groups != 0 {
+        if !self.heads.is_multiple_of(self.output_groups) {
             let problem = format!("{} heads in {} groups", self.heads, self.output_groups);
             return Err(raw.wrong("attention.output_group_count", problem));
         }

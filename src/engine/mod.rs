@@ -28,19 +28,27 @@ pub enum EngineError {
     /// The file is no GGUF.
     #[error(transparent)]
     Gguf(#[from] gguf::Error),
-    /// The file's vocabulary.
-    #[error(transparent)]
-    Tokenizer(#[from] tokenizer::Error),
+    /// The file's vocabulary, named.
+    #[error("{file}: {error}")]
+    Tokenizer {
+        /// The file as the caller named it.
+        file: String,
+        /// What is wrong with it.
+        error: tokenizer::Error,
+    },
     /// The file's model, named.
     #[error("{file}: {error}")]
     Load {
         /// The file as the caller named it.
         file: String,
         /// What is wrong with it.
-        error: LoadError,
+        error: Box<LoadError>,
     },
     /// Vocabulary and model disagree.
-    #[error("{file}: {tokens} tokens in the vocabulary, {vocab_size} in the model")]
+    #[error(
+        "{file}: {tokens} tokens in the vocabulary, {vocab_size} in the model: the file \
+         contradicts itself, download it again or convert it again"
+    )]
     Vocabulary {
         /// The file as the caller named it.
         file: String,
@@ -49,6 +57,9 @@ pub enum EngineError {
         /// Tokens that the model scores.
         vocab_size: usize,
     },
+    /// A prompt needs a control token that the vocabulary lacks.
+    #[error(transparent)]
+    Prompt(#[from] tokenizer::Error),
     /// No token to start from.
     #[error("the prompt is empty")]
     EmptyPrompt,
@@ -94,11 +105,20 @@ impl Engine {
     /// A file that is missing, damaged, of another model, or of a type that is not supported.
     pub fn load(file: impl AsRef<Path>, device: &Device) -> Result<Self, EngineError> {
         let path = file.as_ref();
-        let gguf = Gguf::open(path)?;
-        let file = path.display().to_string();
-        let model = Model::load(&gguf, device)
-            .map_err(|error| EngineError::Load { file: file.clone(), error })?;
-        let tokenizer = Tokenizer::from_gguf(&gguf)?;
+        Self::from_gguf(&Gguf::open(path)?, &path.display().to_string(), device)
+    }
+
+    /// Loads the model and vocabulary of a GGUF that is open already; `name` is what errors call
+    /// it.
+    ///
+    /// # Errors
+    /// A file that is damaged, of another model, or of a type that is not supported.
+    pub fn from_gguf(gguf: &Gguf, name: &str, device: &Device) -> Result<Self, EngineError> {
+        let file = name.to_owned();
+        let model = Model::load(gguf, device)
+            .map_err(|error| EngineError::Load { file: file.clone(), error: Box::new(error) })?;
+        let tokenizer = Tokenizer::from_gguf(gguf)
+            .map_err(|error| EngineError::Tokenizer { file: file.clone(), error })?;
         let (tokens, vocab_size) = (tokenizer.vocab_size(), model.config().vocab_size);
         if tokens != vocab_size {
             return Err(EngineError::Vocabulary { file, tokens, vocab_size });

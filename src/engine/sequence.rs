@@ -60,11 +60,15 @@ impl Sequence {
         }
         while self.tokens.len() < prompt.len() {
             let from = self.tokens.len();
-            let chunk = &prompt[from..(from + CHUNK_TOKENS).min(prompt.len())];
+            // The template ends a prompt with a token that says whether to think, and history
+            // says it differently: the next prompt shares all but that token.
+            let shared = prompt.len() - 1;
+            let end = if from < shared { shared } else { prompt.len() };
+            let chunk = &prompt[from..(from + CHUNK_TOKENS).min(end)];
             let last = from + chunk.len() == prompt.len();
             self.append(engine, chunk, last)?;
             let since = self.frontiers.last().map_or(0, Snapshot::len);
-            if last || self.tokens.len() - since >= FRONTIER_TOKENS {
+            if self.tokens.len() == shared || self.tokens.len() - since >= FRONTIER_TOKENS {
                 self.keep_frontier()?;
             }
             if progress(self.tokens.len(), prompt.len()).is_break() {

@@ -12,7 +12,7 @@ use super::Error;
 ///
 /// # Errors
 /// The path cannot be opened, is no regular file, or cannot be mapped.
-pub(super) fn map(path: &Path) -> Result<Bytes, Error> {
+pub(crate) fn map(path: &Path) -> Result<Bytes, Error> {
     let io = |action| move |error| Error::Io { action, error };
     // Asked before opening: to open a pipe would wait for its writer.
     if !fs::metadata(path).map_err(io("open"))?.is_file() {

@@ -55,6 +55,7 @@ mod tests;
 
 pub use error::Error;
 pub use header::Header;
+pub(crate) use map::map;
 pub use metadata::{Metadata, Optional};
 pub use strings::Strings;
 pub use tensor_info::TensorInfo;

@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 
 use super::header::{align_up, alignment};
 use super::tensor_info::data_len;
@@ -135,11 +135,23 @@ impl<'a> Writer<'a> {
         let mut out = Counted { out, written: 0 };
         out.all(&header)?;
         out.pad(alignment)?;
-        for t in self.tensors {
+        self.write_tensors(&mut out, alignment, 0, &mut |_, _| Ok(()))?;
+        Ok(out.written)
+    }
+
+    /// Writes the data of all tensors but the first `finished`; `after` hears of each.
+    fn write_tensors(
+        self,
+        out: &mut Counted<'_>,
+        alignment: u64,
+        finished: usize,
+        after: &mut dyn FnMut(&mut dyn Write, usize) -> io::Result<()>,
+    ) -> Result<(), Error> {
+        for (index, t) in self.tensors.into_iter().enumerate().skip(finished) {
             let Source::Fill(fill) = t.source else {
                 continue;
             };
-            let mut sink = Exact { out: &mut out, left: t.len, over: false, failed: None };
+            let mut sink = Exact { out: &mut *out, left: t.len, over: false, failed: None };
             let result = fill(&mut sink);
             let (left, over) = (sink.left, sink.over);
             // The output's failure is not the source's, whatever the source made of it.
@@ -154,9 +166,82 @@ impl<'a> Writer<'a> {
                 }
                 _ => out.pad(alignment)?,
             }
+            after(out, index + 1).map_err(write_failed)?;
         }
-        out.flush().map_err(write_failed)?;
-        Ok(out.written)
+        out.flush().map_err(write_failed)
+    }
+
+    /// As [`Writer::save`], but a failure leaves the part where it is, to be gone on with: `finished`
+    /// tensors are in it from an earlier call with the same metadata and tensors. `after` is told
+    /// the number of tensors that have reached the disk, each time that it rises.
+    ///
+    /// A part with another header, or with less data than `finished` asks for, is begun anew.
+    ///
+    /// # Errors
+    /// As [`Writer::save`]; or `after` fails.
+    pub fn save_from(
+        self,
+        path: impl AsRef<Path>,
+        finished: usize,
+        after: &mut dyn FnMut(usize) -> io::Result<()>,
+    ) -> Result<u64, Error> {
+        let path = path.as_ref();
+        let part = part_of(path);
+        in_file(path, || {
+            let alignment = alignment(&self.metadata)?;
+            let mut header = self.header(alignment)?;
+            header.resize(align_up(header.len() as u64, alignment) as usize, 0);
+            let mut options = File::options();
+            let options = options.read(true).write(true).create(true).truncate(false);
+            let mut file = options.open(&part).map_err(io_error("create"))?;
+            let (finished, written) = self.standing(&mut file, &header, alignment, finished);
+            file.set_len(written).map_err(io_error("shorten"))?;
+            file.seek(SeekFrom::Start(written)).map_err(io_error("seek in"))?;
+            let disk = file.try_clone().map_err(io_error("open"))?;
+
+            let mut buffer = BufWriter::with_capacity(1 << 20, file);
+            let mut out = Counted { out: &mut buffer, written };
+            if written == 0 {
+                out.all(&header)?;
+            }
+            self.write_tensors(&mut out, alignment, finished, &mut |out, tensors| {
+                out.flush()?;
+                disk.sync_data()?;
+                after(tensors)
+            })?;
+            let written = out.written;
+            drop(buffer);
+            disk.sync_all().map_err(io_error("sync"))?;
+            fs::rename(&part, path).map_err(io_error("rename"))?;
+            sync_folder(path).map_err(io_error("sync"))?;
+            Ok(written)
+        })
+    }
+
+    /// How many tensors of a part can stay, and where the next one goes.
+    fn standing(
+        &self,
+        file: &mut File,
+        header: &[u8],
+        alignment: u64,
+        finished: usize,
+    ) -> (usize, u64) {
+        let mut found = Vec::new();
+        let read = (&*file).take(header.len() as u64).read_to_end(&mut found);
+        let own = |t: &&Planned<'_>| matches!(t.source, Source::Fill(_));
+        let data = self.tensors.iter().take(finished).filter(own);
+        let end = data.fold(header.len() as u64, |end, t| align_up(end + t.len, alignment));
+        let whole = file.metadata().is_ok_and(|info| info.len() >= end);
+        if finished > 0
+            && finished <= self.tensors.len()
+            && read.is_ok()
+            && found == header
+            && whole
+        {
+            (finished, end)
+        } else {
+            (0, 0)
+        }
     }
 
     /// Writes the file at `path`, whole or not at all, and returns its size in bytes.
@@ -168,9 +253,7 @@ impl<'a> Writer<'a> {
     /// As [`Writer::write`], in an [`Error::File`].
     pub fn save(self, path: impl AsRef<Path>) -> Result<u64, Error> {
         let path = path.as_ref();
-        let mut part = path.as_os_str().to_owned();
-        part.push(".part");
-        let part = Path::new(&part);
+        let part = &part_of(path);
         in_file(path, || {
             let written = self.save_part(part).and_then(|written| {
                 fs::rename(part, path).map_err(io_error("rename"))?;
@@ -288,6 +371,13 @@ fn put_array(out: &mut Vec<u8>, array: &Array) {
         Array::String(v) => out.extend_from_slice(v.raw()),
         Array::Array(v) => v.iter().for_each(|array| put_array(out, array)),
     }
+}
+
+/// Where a file is until it is whole.
+fn part_of(path: &Path) -> PathBuf {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    part.into()
 }
 
 fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> Error {

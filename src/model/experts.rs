@@ -14,6 +14,7 @@ pub struct Experts {
     routed: [Matrix; 3],
     shared: [Matrix; 3],
     clamp: f32,
+    layer: usize,
 }
 
 impl Experts {
@@ -44,6 +45,7 @@ impl Experts {
                 shared("down", hidden, shared_width)?,
             ],
             clamp: moe.clamp[layer],
+            layer,
         })
     }
 
@@ -55,6 +57,9 @@ impl Experts {
         let (ids, weights) = self.router.route(xs, step)?;
         let [routed, shared] =
             [&self.routed, &self.shared].map(|[gate, up, down]| Mlp { gate, up, down });
+        if let Some(observer) = step.observer {
+            observer.experts(self.layer, xs, routed, &ids, &weights, self.clamp)?;
+        }
         ops::experts(xs, routed, &ids, &weights, Some(shared), self.clamp, step.ws)
     }
 }

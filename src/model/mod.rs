@@ -28,7 +28,7 @@ pub use indexer::Indexer;
 pub use linear::Linear;
 pub use norm::RmsNorm;
 pub use router::Router;
-pub use step::Step;
+pub use step::{Observer, Step};
 
 use crate::cache::{Cache, LayerCache};
 use crate::config::{Config, ConfigError};
@@ -45,6 +45,9 @@ pub enum LoadError {
     /// One of its tensors.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// A device without kernels.
+    #[error("the model runs on the CPU only so far, not on {0:?}")]
+    Device(candle_core::DeviceLocation),
 }
 
 /// Why a forward pass was refused or failed.
@@ -116,8 +119,12 @@ impl Model {
     /// Draft heads (`mtp.*`) are not loaded.
     ///
     /// # Errors
-    /// Metadata or tensors that are missing, contradict each other, or have an unsupported type.
+    /// Metadata or tensors that are missing, contradict each other, or have an unsupported type; a
+    /// device other than the CPU.
     pub fn load(gguf: &Gguf, device: &Device) -> Result<Self, LoadError> {
+        if !device.is_cpu() {
+            return Err(LoadError::Device(device.location()));
+        }
         let config = Config::from_metadata(gguf.metadata())?;
         let weights = Weights::new(gguf, device);
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
@@ -168,6 +175,30 @@ impl Model {
         logits: Logits,
         ws: &Workspace,
     ) -> Result<Tensor, ForwardError> {
+        self.forward_with(inputs, logits, ws, None)
+    }
+
+    /// The same under the eyes of an observer.
+    ///
+    /// # Errors
+    /// As [`Model::forward`], and the observer's.
+    pub fn forward_observed(
+        &self,
+        inputs: &mut [Input<'_>],
+        logits: Logits,
+        ws: &Workspace,
+        observer: &dyn Observer,
+    ) -> Result<Tensor, ForwardError> {
+        self.forward_with(inputs, logits, ws, Some(observer))
+    }
+
+    fn forward_with(
+        &self,
+        inputs: &mut [Input<'_>],
+        logits: Logits,
+        ws: &Workspace,
+        observer: Option<&dyn Observer>,
+    ) -> Result<Tensor, ForwardError> {
         self.check(inputs)?;
         let sequences: Vec<_> =
             inputs.iter().map(|input| (input.cache.len(), input.tokens.len())).collect();
@@ -179,7 +210,8 @@ impl Model {
         for input in inputs.iter_mut() {
             caches.push(input.cache.begin()?);
         }
-        let logits = self.run(&ids, &batch, caches, logits, ws)?;
+        let step = Step { ids: &ids, batch: &batch, ws, observer };
+        let logits = self.run(step, caches, logits)?;
         for input in inputs {
             input.cache.advance(input.tokens.len());
         }
@@ -188,14 +220,12 @@ impl Model {
 
     fn run(
         &self,
-        ids: &Tensor,
-        batch: &Ragged,
+        step: Step<'_>,
         mut caches: Vec<&mut [LayerCache]>,
         logits: Logits,
-        ws: &Workspace,
     ) -> candle_core::Result<Tensor> {
+        let Step { ids, batch, ws, .. } = step;
         let _frame = ws.frame();
-        let step = Step { ids, batch, ws };
         let streams = self.config.hyper_connection.streams;
         let state = ops::embed(ids, &self.embedding, streams, ws)?;
         for (layer, block) in self.blocks.iter().enumerate() {

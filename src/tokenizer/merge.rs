@@ -1,249 +1,121 @@
-//! Bytes of one piece to ids: byte-pair merges, strongest first, leftmost first among equals.
+//! Bytes of one piece to ids: the byte-pair encoding of the `tokenizers` crate, fed from a GGUF
+//! file's tables.
 //!
-//! Short pieces, which is nearly all of them, are merged by scanning for the strongest pair. A long
-//! piece (a megabyte of one letter) would make that quadratic, so it goes through buckets of
-//! positions by rank: each merge costs a constant, and a heap holds only the distinct ranks.
+//! The crate takes text, so the bytes of a piece reach it in the byte-level alphabet. Its cache of
+//! words is switched off: it would hold, in every thread that ever encoded, the first ten thousand
+//! pieces seen, up to 8 KiB each, until the thread ends. Without it encoding takes the same time
+//! whatever was encoded before.
+//!
+//! A long piece (a megabyte of one letter) goes through in overlapping windows, since the crate
+//! spends fifty bytes and more on each byte and slows down as its heap outgrows the processor's
+//! caches. The result is that of the whole piece, because what two neighbouring tokens become
+//! depends on nothing beyond them: text may be cut wherever the token before the cut and the token
+//! after it are known to stand side by side. The tokens before a cut come from one window, those
+//! after it from the next, and the first of the latter has to be the very token that followed the
+//! cut in the former; if it is not, the window grows.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::HashMap;
+
+use tokenizers::models::bpe::{Vocab, BPE};
+use tokenizers::{Model, Token};
 
 use super::{alphabet, Error};
 
-/// Bytes above which a piece is merged through buckets.
-const SHORT: usize = 96;
+/// Bytes of a window: several times the longest token, and little enough for the crate to be quick.
+const WINDOW: usize = 1024;
 
-/// Bytes above which a piece is cut, so that a position fits `u32`. No prompt comes near.
-const LONGEST: usize = 1 << 30;
-
-/// What two adjacent tokens merge into, and how early.
-#[derive(Debug, Clone, Copy)]
-struct Merge {
-    rank: u32,
-    id: u32,
-}
-
-/// One multiplication: keys are pairs of ids from the file, and speed here is encoding speed.
-#[derive(Debug, Default, Clone, Copy)]
-struct PairHasher(u64);
-
-impl Hasher for PairHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u64(u64::from(byte));
-        }
-    }
-
-    fn write_u64(&mut self, key: u64) {
-        let mixed = (self.0 ^ key).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = mixed ^ (mixed >> 32);
-    }
-
-    fn write_u32(&mut self, key: u32) {
-        self.write_u64(u64::from(key));
-    }
-}
-
-type PairMap<V> = HashMap<u64, V, BuildHasherDefault<PairHasher>>;
-
-/// The id of every byte and the merge of every pair that has one.
+/// The ordinary tokens and what joins them.
 #[derive(Debug, Clone)]
 pub(super) struct Merges {
-    byte_ids: Box<[u32; 256]>,
-    pairs: PairMap<Merge>,
-}
-
-/// Buffers that pieces of one text share.
-#[derive(Debug, Default)]
-pub(super) struct Scratch {
-    symbols: Vec<Symbol>,
-}
-
-/// A token of a short piece, and the merge with its right neighbour if there is one.
-#[derive(Debug, Clone, Copy)]
-struct Symbol {
-    id: u32,
-    merge: Option<Merge>,
-}
-
-fn key(left: u32, right: u32) -> u64 {
-    u64::from(left) << 32 | u64::from(right)
+    model: BPE,
 }
 
 impl Merges {
     /// Resolves `merges` (strongest first) against the ordinary tokens.
+    ///
+    /// The crate's builder notices no byte without a token, does not say which merge is at fault,
+    /// and panics if one makes more than the longest token, so all of it is checked first.
     pub(super) fn new(ordinary: &HashMap<&str, u32>, merges: &[String]) -> Result<Self, Error> {
-        let mut byte_ids = Box::new([0; 256]);
-        for (byte, slot) in (0..=255u8).zip(byte_ids.iter_mut()) {
-            let written = alphabet::encode(byte).to_string();
-            *slot = *ordinary.get(written.as_str()).ok_or(Error::MissingByte(byte))?;
+        let is_missing = |byte: &u8| {
+            let written = alphabet::encode(*byte).to_string();
+            !ordinary.contains_key(written.as_str())
+        };
+        if let Some(byte) = (0..=255).find(is_missing) {
+            return Err(Error::MissingByte(byte));
         }
-        let mut pairs = PairMap::with_capacity_and_hasher(merges.len(), Default::default());
+        let mut pairs = Vec::with_capacity(merges.len());
         for (index, merge) in merges.iter().enumerate() {
-            let (Some((left, right)), Ok(rank)) = (merge.split_once(' '), u32::try_from(index))
-            else {
+            let Some((left, right)) = merge.split_once(' ') else {
                 return Err(Error::MergeSyntax { index, merge: merge.clone() });
             };
-            let id = |token: &str| {
-                let missing = || Error::MergeToken { index, token: token.to_owned() };
-                ordinary.get(token).copied().ok_or_else(missing)
-            };
-            let pair = key(id(left)?, id(right)?);
-            let id = id(&format!("{left}{right}"))?;
-            pairs.entry(pair).or_insert(Merge { rank, id });
-        }
-        Ok(Self { byte_ids, pairs })
-    }
-
-    fn merge(&self, left: u32, right: u32) -> Option<Merge> {
-        self.pairs.get(&key(left, right)).copied()
-    }
-
-    fn byte_id(&self, byte: u8) -> u32 {
-        self.byte_ids[usize::from(byte)]
-    }
-
-    /// Appends the ids of one piece.
-    pub(super) fn encode(&self, piece: &[u8], scratch: &mut Scratch, ids: &mut Vec<u32>) {
-        match piece {
-            [] => {}
-            [byte] => ids.push(self.byte_id(*byte)),
-            _ if piece.len() <= SHORT => self.encode_short(piece, scratch, ids),
-            _ => piece.chunks(LONGEST).for_each(|chunk| self.encode_long(chunk, ids)),
-        }
-    }
-
-    fn encode_short(&self, piece: &[u8], scratch: &mut Scratch, ids: &mut Vec<u32>) {
-        let symbols = &mut scratch.symbols;
-        symbols.clear();
-        let mut bytes = piece.iter().map(|&byte| self.byte_id(byte)).peekable();
-        while let Some(id) = bytes.next() {
-            let merge = bytes.peek().and_then(|&right| self.merge(id, right));
-            symbols.push(Symbol { id, merge });
-        }
-        loop {
-            let strongest = symbols
-                .iter()
-                .enumerate()
-                .filter_map(|(at, symbol)| symbol.merge.map(|merge| (merge.rank, at, merge.id)))
-                .min();
-            let Some((_, at, id)) = strongest else { break };
-            symbols.remove(at + 1);
-            let merge = symbols.get(at + 1).and_then(|right| self.merge(id, right.id));
-            symbols[at] = Symbol { id, merge };
-            if let Some(left) = at.checked_sub(1).and_then(|left| symbols.get_mut(left)) {
-                left.merge = self.merge(left.id, id);
-            }
-        }
-        ids.extend(symbols.iter().map(|symbol| symbol.id));
-    }
-
-    fn encode_long(&self, piece: &[u8], ids: &mut Vec<u32>) {
-        let mut chain = Chain::new(piece.iter().map(|&byte| self.byte_id(byte)).collect());
-        let mut queue = Queue::default();
-        for at in 1..piece.len() {
-            if let Some(merge) = self.merge(chain.ids[at - 1], chain.ids[at]) {
-                queue.push(merge.rank, at - 1);
-            }
-        }
-        while let Some((rank, mut positions)) = queue.pop() {
-            positions.sort_unstable();
-            for (done, &at) in positions.iter().enumerate() {
-                let at = at as usize;
-                let Some(right) = chain.right_of(at) else { continue };
-                let Some(merge) = self.merge(chain.ids[at], chain.ids[right]) else { continue };
-                // An earlier merge took a neighbour: the pair seen when this was queued is gone.
-                if merge.rank != rank {
-                    continue;
-                }
-                chain.join(at, right, merge.id);
-                let mut strongest = rank;
-                let right = chain.right_of(at).map(|right| (at, right));
-                let left = chain.left_of(at).map(|left| (left, at));
-                for (left, right) in [left, right].into_iter().flatten() {
-                    if let Some(merge) = self.merge(chain.ids[left], chain.ids[right]) {
-                        queue.push(merge.rank, left);
-                        strongest = strongest.min(merge.rank);
-                    }
-                }
-                if strongest < rank {
-                    queue.extend(rank, &positions[done + 1..]);
-                    break;
+            let joined = format!("{left}{right}");
+            for token in [left, right, &joined] {
+                if !ordinary.contains_key(token) {
+                    return Err(Error::MergeToken { index, token: token.to_owned() });
                 }
             }
+            pairs.push((left.to_owned(), right.to_owned()));
         }
-        ids.extend(chain.ids.iter().copied().filter(|&id| id != GONE));
-    }
-}
-
-/// Id of a symbol that its left neighbour has absorbed.
-const GONE: u32 = u32::MAX;
-
-/// Symbols of a long piece as a doubly linked list in arrays; positions are those of first bytes.
-struct Chain {
-    ids: Vec<u32>,
-    left: Vec<u32>,
-    right: Vec<u32>,
-}
-
-impl Chain {
-    fn new(ids: Vec<u32>) -> Self {
-        // No piece is longer than LONGEST, so every position fits.
-        let length = ids.len() as u32;
-        let left = (0..length).map(|at| at.wrapping_sub(1)).collect();
-        Self { ids, left, right: (1..=length).collect() }
+        let vocabulary: Vocab =
+            ordinary.iter().map(|(&token, &id)| (token.to_owned(), id)).collect();
+        let builder = BPE::builder().vocab_and_merges(vocabulary, pairs).cache_capacity(0);
+        let model = builder.build().map_err(|error| Error::Metadata(error.to_string()))?;
+        Ok(Self { model })
     }
 
-    /// The symbol after `at`, unless `at` is gone or last.
-    fn right_of(&self, at: usize) -> Option<usize> {
-        let right = self.right[at] as usize;
-        (self.ids[at] != GONE && right < self.ids.len()).then_some(right)
+    /// Appends the ids of one piece; `written` is a buffer that pieces of one text share.
+    pub(super) fn encode(&self, piece: &str, written: &mut String, ids: &mut Vec<u32>) {
+        self.encode_by(WINDOW, piece.as_bytes(), written, ids);
     }
 
-    fn left_of(&self, at: usize) -> Option<usize> {
-        let left = self.left[at] as usize;
-        (left < self.ids.len()).then_some(left)
+    fn encode_by(&self, window: usize, piece: &[u8], written: &mut String, ids: &mut Vec<u32>) {
+        let mut window = window;
+        let mut rest = piece;
+        let mut tokens = self.tokens(first(rest, window), written);
+        while rest.len() > window {
+            let (kept, length) = before(&tokens, window - window / 8);
+            let after = &rest[length..];
+            let next = self.tokens(first(after, window), written);
+            let id = |token: Option<&Token>| token.map(|token| token.id);
+            if kept > 0 && id(next.first()) == id(tokens.get(kept)) {
+                ids.extend(tokens.drain(..kept).map(|token| token.id));
+                rest = after;
+                tokens = next;
+            } else {
+                window *= 2;
+                tokens = self.tokens(first(rest, window), written);
+            }
+        }
+        ids.extend(tokens.into_iter().map(|token| token.id));
     }
 
-    fn join(&mut self, at: usize, right: usize, id: u32) {
-        self.ids[at] = id;
-        self.ids[right] = GONE;
-        let after = self.right[right];
-        self.right[at] = after;
-        if let Some(left) = self.left.get_mut(after as usize) {
-            *left = at as u32;
+    /// The tokens of `bytes` as a piece of their own.
+    fn tokens(&self, bytes: &[u8], written: &mut String) -> Vec<Token> {
+        written.clear();
+        written.extend(bytes.iter().copied().map(alphabet::encode));
+        match self.model.tokenize(written) {
+            Ok(tokens) => tokens,
+            Err(error) => unreachable!("every byte has a token, yet: {error}"),
         }
     }
 }
 
-/// Positions waiting to merge, by rank.
-#[derive(Default)]
-struct Queue {
-    ranks: BinaryHeap<Reverse<u32>>,
-    positions: HashMap<u32, Vec<u32>, BuildHasherDefault<PairHasher>>,
+/// At most `length` bytes from the beginning.
+fn first(bytes: &[u8], length: usize) -> &[u8] {
+    bytes.get(..length).unwrap_or(bytes)
 }
 
-impl Queue {
-    fn push(&mut self, rank: u32, at: usize) {
-        self.extend(rank, &[at as u32]);
+/// How many tokens end within the first `limit` bytes, and where the last of them does.
+fn before(tokens: &[Token], limit: usize) -> (usize, usize) {
+    let (mut kept, mut end) = (0, 0);
+    for token in tokens {
+        let next = end + token.value.chars().count();
+        if next > limit {
+            break;
+        }
+        (kept, end) = (kept + 1, next);
     }
-
-    fn extend(&mut self, rank: u32, positions: &[u32]) {
-        let waiting = self.positions.entry(rank).or_insert_with(|| {
-            self.ranks.push(Reverse(rank));
-            Vec::new()
-        });
-        waiting.extend_from_slice(positions);
-    }
-
-    fn pop(&mut self) -> Option<(u32, Vec<u32>)> {
-        let Reverse(rank) = self.ranks.pop()?;
-        Some((rank, self.positions.remove(&rank)?))
-    }
+    (kept, end)
 }
 
 #[cfg(test)]
@@ -263,15 +135,17 @@ mod tests {
     }
 
     /// The definition: join the strongest, leftmost pair until there is none.
-    fn by_definition(merges: &Merges, piece: &[u8]) -> Vec<u32> {
-        let mut ids: Vec<u32> = piece.iter().map(|&byte| merges.byte_id(byte)).collect();
+    fn by_definition(merges: &[(String, String)], piece: &str) -> Vec<String> {
+        let mut tokens: Vec<String> = piece.chars().map(String::from).collect();
+        let rank = |pair: &[String]| {
+            merges.iter().position(|(left, right)| *left == pair[0] && *right == pair[1])
+        };
         loop {
-            let pairs = ids.windows(2).enumerate();
-            let strongest = pairs
-                .filter_map(|(at, pair)| Some((merges.merge(pair[0], pair[1])?, at)))
-                .min_by_key(|(merge, at)| (merge.rank, *at));
-            let Some((merge, at)) = strongest else { return ids };
-            ids.splice(at..at + 2, [merge.id]);
+            let pairs = tokens.windows(2).enumerate();
+            let strongest = pairs.filter_map(|(at, pair)| Some((rank(pair)?, at))).min();
+            let Some((_, at)) = strongest else { return tokens };
+            let joined = tokens[at..at + 2].concat();
+            tokens.splice(at..at + 2, [joined]);
         }
     }
 
@@ -283,9 +157,11 @@ mod tests {
             let mut merges = Vec::new();
             for (left, right) in joins {
                 let pick = |at: u16| tokens[usize::from(at) % tokens.len()].clone();
-                let (left, right) = (pick(left), pick(right));
-                tokens.push(format!("{left}{right}"));
-                merges.push((left, right));
+                let merge = (pick(left), pick(right));
+                if !merges.contains(&merge) {
+                    tokens.push(format!("{}{}", merge.0, merge.1));
+                    merges.push(merge);
+                }
             }
             if shuffled {
                 Just(merges).prop_shuffle().boxed()
@@ -299,17 +175,17 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
         #[test]
-        fn short_and_long_pieces_merge_by_definition(
+        fn windows_of_any_length_merge_by_definition(
             merges in any_merges(),
             piece in "[ab]{2,160}",
+            window in 1usize..180,
         ) {
-            let merges = vocabulary(&merges);
-            let expected = by_definition(&merges, piece.as_bytes());
-            let (mut short, mut long) = (Vec::new(), Vec::new());
-            merges.encode_short(piece.as_bytes(), &mut Scratch::default(), &mut short);
-            merges.encode_long(piece.as_bytes(), &mut long);
-            prop_assert_eq!(&short, &expected);
-            prop_assert_eq!(&long, &expected);
+            let model = vocabulary(&merges);
+            let mut ids = Vec::new();
+            model.encode_by(window, piece.as_bytes(), &mut String::new(), &mut ids);
+            let tokens: Vec<String> =
+                ids.iter().map(|&id| model.model.id_to_token(id).unwrap()).collect();
+            prop_assert_eq!(tokens, by_definition(&merges, &piece));
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Text to ids and back: the byte-level BPE of DeepSeek V4, built from a GGUF file's own vocabulary.
 //!
 //! Text goes through two steps. A scanner cuts it into pieces that no token may cross; then the
-//! bytes of each piece are joined by the vocabulary's merges, in their order. Both take time in
-//! proportion to the text, whatever the text is, and both are exact: ids equal those of the
-//! published `tokenizer.json`. The way back is a table of bytes ([`Tokenizer::token_bytes`]) and a
-//! [`Decoder`] that never cuts a character in two.
+//! `tokenizers` crate joins the bytes of each piece by the vocabulary's merges, in their order. Both
+//! take time in proportion to the text, whatever the text is, and both are exact: ids equal those
+//! of the published `tokenizer.json`. The way back is a table of bytes
+//! ([`Tokenizer::token_bytes`]) and a [`Decoder`] that never cuts a character in two.
 //!
 //! **Plain text never becomes a control token.** The published tokenizer replaces `<｜User｜>` or
 //! `</think>` wherever they appear in text, so that whoever controls a message controls the turn
@@ -168,6 +168,11 @@ struct Span {
     control: bool,
 }
 
+/// The token of a single byte.
+pub(crate) fn byte_token(byte: u8) -> String {
+    alphabet::encode(byte).to_string()
+}
+
 /// Text to ids and back. Immutable, so that one serves any number of threads.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
@@ -232,8 +237,8 @@ impl Tokenizer {
 
     /// As [`encode`](Self::encode), appending to `ids`.
     pub fn encode_into(&self, text: &str, ids: &mut Vec<u32>) {
-        let mut scratch = merge::Scratch::default();
-        split::pieces(text, |piece| self.merges.encode(piece.as_bytes(), &mut scratch, ids));
+        let mut written = String::new();
+        split::pieces(text, |piece| self.merges.encode(piece, &mut written, ids));
     }
 
     /// Text of `ids`; control tokens give their spelling, ids outside the vocabulary nothing, and

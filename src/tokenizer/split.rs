@@ -13,9 +13,11 @@
 //!    * `\s+(?!\S)`: blank, but for the last character, which belongs to the word after it,
 //!    * `\s+`.
 //!
-//! GGUF files name it `joyai-llm`. It is written out here as a scanner rather than run as regular
-//! expressions because a backtracking engine, which the look-ahead needs, gives up on a long enough
-//! run of blanks; this takes each character a bounded number of times.
+//! GGUF files name it `joyai-llm`. It is written out here as a scanner rather than run by the
+//! `tokenizers` crate, which also does the merging: the look-ahead needs a backtracking engine,
+//! `fancy-regex`, which gives up at its limit of steps on a run of blanks of about a megabyte, and
+//! the crate takes that for the end of the matches: the rest of the text stays one piece and gets
+//! other ids, without an error. This takes each character a bounded number of times.
 
 use std::sync::OnceLock;
 

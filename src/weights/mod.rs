@@ -10,7 +10,7 @@ use crate::gguf::{self, Gguf, TensorInfo, TensorType};
 #[non_exhaustive]
 pub enum WeightsError {
     /// It is missing, or its bytes are.
-    #[error(transparent)]
+    #[error("{0}: the file is damaged or of another model, download it again or convert it again")]
     Gguf(#[from] gguf::Error),
     /// It has another shape than the metadata asks for.
     #[error(
@@ -41,7 +41,9 @@ pub enum WeightsError {
         have: &'static str,
     },
     /// A value that cannot be.
-    #[error("tensor {name}: {problem}")]
+    #[error(
+        "tensor {name}: {problem}: the file is damaged, download it again or convert it again"
+    )]
     Value {
         /// The tensor.
         name: String,
@@ -171,7 +173,7 @@ impl<'a> Weights<'a> {
             _ => return Err(wrong_type(info, "a vector", "F32, F16, BF16")),
         };
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            let problem = format!("value {at} is {}: the file is damaged", values[at]);
+            let problem = format!("value {at} is {}", values[at]);
             return Err(WeightsError::Value { name: name.to_owned(), problem });
         }
         self.upload(name, values, shape)

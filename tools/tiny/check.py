@@ -1,6 +1,6 @@
 """Compare model.py with the DeepSeek V4 implementation of `transformers`, in float32 on the CPU.
 
-    python check.py [MODEL.gguf]
+Usage: python check.py [MODEL.gguf]
 """
 
 import sys
@@ -10,7 +10,9 @@ from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 
 from export import read
 from model import Mode, Shape, TinyV4, spread_hash_table
-from rounding import patch_transformers
+
+# model.py has put the folder above on the path.
+from rounding import patch_transformers  # isort: skip
 
 RENAMED = {
     "attn.q_a": "self_attn.q_a_proj.weight",
@@ -162,6 +164,7 @@ def main():
     for tokens in (128, 512):
         assert compare(model, tokens, rounding=False) < 2e-3
         compare(model, tokens, rounding=True)
+    assert compare(model, 6 * shape.top_k, rounding=False) < 2e-3
 
 
 if __name__ == "__main__":

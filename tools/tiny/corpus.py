@@ -1,7 +1,7 @@
 """Conversations for the demo model, drawn from a seed: training documents and held-out items.
 
-    python corpus.py [COUNT]        print some training documents
-    python corpus.py --held-out DIR write the held-out sets
+Usage: python corpus.py [COUNT]        print some training documents
+       python corpus.py --held-out DIR write the held-out sets
 """
 
 import json
@@ -78,8 +78,9 @@ FILLER_PLACES = (
     "the village; the library; the green hills; the museum; the tower; the field; the church"
 ).split("; ")
 FILLER_TAILS = (
-    "; in the morning; at night; in summer; after lunch; with a smile; without a word; in the rain; "
-    "before the storm; for a long time; once more; on a cold day; together; with two friends; "
+    "; in the morning; at night; in summer; after lunch; with a smile; without a word; "
+    "in the rain; before the storm; for a long time; once more; on a cold day; together; "
+    "with two friends; "
     "because it was late; while the sun was shining; and then went home; as usual; every week"
 ).split(";")
 
@@ -453,7 +454,10 @@ def held_out_item(rng, name, characters=0):
         if rng.random() < 0.5:
             turn.question = "\n\n".join((told, text, turn.question))
         else:
-            for question, answer in ((told, "OK, I will remember it."), (text, "OK, I have read it.")):
+            for question, answer in (
+                (told, "OK, I will remember it."),
+                (text, "OK, I have read it."),
+            ):
                 item["messages"] += [
                     {"role": "user", "content": question},
                     {"role": "assistant", "content": answer},

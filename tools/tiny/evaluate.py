@@ -1,6 +1,6 @@
 """Greedy answers to the held-out sets.
 
-    python evaluate.py MODEL TOKENIZER.json HELD_OUT_DIR [--limit N]
+Usage: python evaluate.py MODEL TOKENIZER.json HELD_OUT_DIR [--limit N]
 
 MODEL is a GGUF or a training checkpoint, whose weights are then rounded as the export would.
 """
@@ -14,7 +14,7 @@ import torch
 
 import tokenizer as bpe
 from model import Mode, Shape, TinyV4
-from template import DSML, EOS, END_THINK, PAD, render
+from template import DSML, END_THINK, EOS, PAD, render
 
 NEW_TOKENS = {"tools": 140, "json": 90}
 PARAMETER = re.compile(
@@ -30,7 +30,7 @@ def as_stored(name, value):
         return value.half().float()
     blocks = value.float().view(-1, 32)
     d = blocks.abs().amax(1, keepdim=True) / 127
-    q = torch.where(d > 0, blocks / d, 0.0)
+    q = blocks * torch.where(d > 0, 1 / d, 0.0)
     q = (q.abs() + 0.5).floor() * q.sign()
     return (q * d.half().float()).view(value.shape)
 
@@ -128,7 +128,8 @@ def report(model, tokenizer, folder, mode, limit=None, show=2):
         good, asked, wrong = score(model, tokenizer, path, mode, limit)
         print(f"{path.stem:12} {good:4} of {asked:4}  {100 * good / asked:5.1f} %", flush=True)
         for message, expect, reply in wrong[:show]:
-            print(f"    asked  {message['content'][-160:]!r}\n    expect {expect}\n    got    {reply!r}")
+            print(f"    asked  {message['content'][-160:]!r}")
+            print(f"    expect {expect}\n    got    {reply!r}")
 
 
 def main():

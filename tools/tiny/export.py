@@ -1,6 +1,6 @@
 """Write a trained model and its tokenizer as GGUF (Q8_0 matrices), and read one back.
 
-    python export.py CHECKPOINT TOKENIZER.json OUT.gguf
+Usage: python export.py CHECKPOINT TOKENIZER.json OUT.gguf
 """
 
 import argparse
@@ -164,9 +164,7 @@ def metadata(writer, shape, tokenizer_path):
     added = {t["content"] for t in described["added_tokens"]}
     tokens = sorted(vocab, key=vocab.get)
     control, defined, normal = 3, 4, 1
-    kinds = [
-        control if t in (BOS, EOS, PAD) else defined if t in added else normal for t in tokens
-    ]
+    kinds = [control if t in (BOS, EOS, PAD) else defined if t in added else normal for t in tokens]
     merges = [m if isinstance(m, str) else " ".join(m) for m in described["model"]["merges"]]
     tok = "tokenizer.ggml."
     writer.add_string(tok + "model", "gpt2")

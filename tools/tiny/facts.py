@@ -427,7 +427,9 @@ ABLE_ANSWER = (
     "I can tell small facts, add two numbers, call tools, write JSON objects and remember a code "
     "word."
 )
-THANKS = "Thanks!|Thank you.|Thank you very much!|Great, thanks.|Thanks a lot!|Cool, thank you.".split("|")
+THANKS = (
+    "Thanks!|Thank you.|Thank you very much!|Great, thanks.|Thanks a lot!|Cool, thank you."
+).split("|")
 THANKS_ANSWER = "You are welcome!"
 BYES = "Bye!|Goodbye.|See you later.|Good night!|Bye bye|See you tomorrow!".split("|")
 BYES_ANSWER = "Goodbye!"

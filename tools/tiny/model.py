@@ -84,7 +84,7 @@ def frequencies(shape, compressed):
 
 
 def rotate(x, cos, sin):
-    """Rotate the last channels of x in interleaved pairs; cos and sin broadcast to [..., rope/2]."""
+    """Rotate the last channels of x in interleaved pairs; cos, sin broadcast to [..., rope/2]."""
     width = 2 * cos.shape[-1]
     plain, turned = x[..., :-width], x[..., -width:]
     a, b = turned[..., 0::2], turned[..., 1::2]
@@ -210,7 +210,7 @@ def weighted_relu(scores, weights):
 
 
 def gated(gate, up, route, clamp):
-    """SwiGLU with V4's clamps; route [N, experts] scales each expert's part of [N, experts·width]."""
+    """SwiGLU with V4's clamps; route [N, experts] scales each expert's part of its columns."""
     h = F.silu(gate.float().clamp(max=clamp)) * up.float().clamp(-clamp, clamp)
     return (h.view(*route.shape, -1) * route.unsqueeze(-1)).flatten(1).to(gate.dtype)
 
@@ -284,9 +284,7 @@ class Indexer(nn.Module):
             )
         weights = F.linear(x, self.proj).float() * (s.index_head_dim * s.index_heads) ** -0.5
         scores = q.flatten(1, 2) @ keys.transpose(1, 2)
-        return fast("weighted_relu", weighted_relu)(
-            scores.view(b, t, s.index_heads, -1), weights
-        )
+        return fast("weighted_relu", weighted_relu)(scores.view(b, t, s.index_heads, -1), weights)
 
 
 class Attention(nn.Module):
@@ -332,9 +330,7 @@ class Attention(nn.Module):
         far, far_scores, seen, picks, picked = None, None, None, None, None
         if self.ratio:
             at_rows = [v[:: self.ratio].contiguous() for v in (cos, sin)]
-            far = fast("rows", rows)(
-                self.compressor(x), self.compressor.norm, *at_rows, *settings
-            )
+            far = fast("rows", rows)(self.compressor(x), self.compressor.norm, *at_rows, *settings)
             n = far.shape[1]
             limit = (torch.arange(t, device=x.device) + 1) // self.ratio
             seen = (torch.arange(n, device=x.device) < limit[:, None])[None, :, None]
@@ -479,7 +475,8 @@ class TinyV4(nn.Module):
         b, t = ids.shape
         if t % s.window:
             raise ValueError(f"{t} tokens: pad to a multiple of {s.window}")
-        state = F.embedding(ids.flatten(), self.token_embd).unsqueeze(1).expand(-1, s.streams, -1).contiguous()
+        x = F.embedding(ids.flatten(), self.token_embd)
+        state = x.unsqueeze(1).expand(-1, s.streams, -1).contiguous()
         losses = []
         for layer, ratio in zip(self.blk, s.ratios):
             k = int(ratio > 0)

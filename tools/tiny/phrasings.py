@@ -11,12 +11,14 @@ MORE = {
         "What will the weather be in {0} for the next {1} days?",
         "Weather in {0} for the next {1} days?", "Forecast for {0}, {1} days.",
         "How does the weather in {0} look over {1} days?", "Get me {1} days of forecast for {0}.",
-        "What weather can {0} expect in the coming {1} days?", "Predict {1} days of weather in {0}.",
+        "What weather can {0} expect in the coming {1} days?",
+        "Predict {1} days of weather in {0}.",
         "Will it rain in {0} within {1} days?", "Tell me the forecast of {0} for {1} days.",
         "I am in {0} for {1} days. How will the weather be?",
     ),
     "get_time": (
-        "How late is it in {0}?", "What is the local time in {0}?", "What does the clock say in {0}?",
+        "How late is it in {0}?", "What is the local time in {0}?",
+        "What does the clock say in {0}?",
         "Give me the time in {0}.", "I need the time in {0}.", "Is it night in {0} now?",
         "What time do they have in {0}?", "Show me the clock of {0}.",
     ),
@@ -33,7 +35,8 @@ MORE = {
     ),
     "call_person": (
         "Ring {0}.", "Dial {0}.", "Give {0} a call.", "I must talk to {0} on the phone.",
-        "Get {0} on the phone.", "Can you call {0}?", "I need to phone {0}.", "Let me speak with {0}.",
+        "Get {0} on the phone.", "Can you call {0}?", "I need to phone {0}.",
+        "Let me speak with {0}.",
         "Connect me with {0}.",
     ),
     "set_timer": (

@@ -4,6 +4,8 @@ Merges are learned from the corpus with every digit kept alone, so numbers are r
 the pre-tokenizer that goes with the model is V4's own.
 """
 
+import json
+
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.decoders import ByteLevel
 
@@ -36,8 +38,6 @@ def train(texts, size):
         show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)
-    import json
-
     learned = json.loads(learner.to_str())["model"]
     entries = sorted(learned["vocab"], key=learned["vocab"].get)
     vocab = {token: i for i, token in enumerate((*FIRST, *entries, *LAST))}

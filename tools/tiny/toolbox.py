@@ -162,11 +162,27 @@ TOOLS = (
         ("Send a text message to a person", "Sends a message to a contact"),
         (
             PERSON,
-            p("text message body content", "string", "Text of the message", one_of((
-                "I am late", "see you soon", "call me back", "happy birthday", "dinner is ready",
-                "the train is late", "good luck", "meet me at noon", "thank you", "come home",
-                "the meeting is over", "bring some water",
-            ))),
+            p(
+                "text message body content",
+                "string",
+                "Text of the message",
+                one_of(
+                    (
+                        "I am late",
+                        "see you soon",
+                        "call me back",
+                        "happy birthday",
+                        "dinner is ready",
+                        "the train is late",
+                        "good luck",
+                        "meet me at noon",
+                        "thank you",
+                        "come home",
+                        "the meeting is over",
+                        "bring some water",
+                    )
+                ),
+            ),
         ),
         (
             "Send a message to {0}: {1}",
@@ -480,10 +496,26 @@ TOOLS = (
     Tool(
         ("add_note", "save_note", "note", "write_note"),
         ("Save a note", "Writes a note"),
-        (p("text note content", "string", "Text of the note", one_of((
-            "buy milk", "water the plants", "pay the rent", "call the doctor", "feed the cat",
-            "clean the kitchen", "book the hotel", "wash the car", "read the letter",
-        ))),),
+        (
+            p(
+                "text note content",
+                "string",
+                "Text of the note",
+                one_of(
+                    (
+                        "buy milk",
+                        "water the plants",
+                        "pay the rent",
+                        "call the doctor",
+                        "feed the cat",
+                        "clean the kitchen",
+                        "book the hotel",
+                        "wash the car",
+                        "read the letter",
+                    )
+                ),
+            ),
+        ),
         (
             "Make a note: {0}",
             "Note: {0}",
@@ -655,4 +687,5 @@ def use(rng, drawn, held_out=False):
         result = ", ".join(f"{k}: {v}" for k, v in fields.items())
     answer = tool.answer.format(*words, **fields)
     shown = [str(v) for k, v in fields.items() if "{" + k + "}" in tool.answer]
-    return Use(question, dict(zip(drawn.names, values)), result, answer[0].upper() + answer[1:], shown)
+    answer = answer[0].upper() + answer[1:]
+    return Use(question, dict(zip(drawn.names, values)), result, answer, shown)

@@ -1,6 +1,6 @@
 """Train the demo model.
 
-    python train.py --tokenizer TOKENIZER.json --out DIR [--steps N] [--minutes M]
+Usage: python train.py --tokenizer TOKENIZER.json --out DIR [--steps N] [--minutes M]
 """
 
 import argparse
@@ -57,9 +57,7 @@ def step_loss(model, ids, kind, progress, bf16):
         logits, index_losses = model(ids, mode)
     weight = torch.where(kind == REPLY, 1.0, CONTEXT_WEIGHT[ids.shape[1]]) * real
     weight = weight[:, 1:].flatten()
-    each = F.cross_entropy(
-        logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
-    )
+    each = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     language = (each * weight).sum() / weight.sum()
     reply = (kind[:, 1:] == REPLY).flatten()
     shown = (each.detach() * reply).sum() / reply.sum()
@@ -89,7 +87,7 @@ def main():
     parser.add_argument("--workers", type=int, default=14)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--init", help="start from this GGUF or checkpoint")
-    parser.add_argument("--from-progress", type=float, default=0.0, help="skip that part of the plan")
+    parser.add_argument("--from-progress", type=float, default=0.0, help="skip so much of the plan")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--stop-at", type=int, help="stop after this many steps (for trials)")
     args = parser.parse_args()
@@ -116,7 +114,7 @@ def main():
     adam = torch.optim.AdamW(
         others, lr=args.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=device == "cuda"
     )
-    start, since, losses = time.time(), time.time(), {}
+    start, losses = time.time(), {}
     progress = 0.0
     for step, (ids, kind) in enumerate(loader(batches, args.workers)):
         minutes = (time.time() - start) / 60

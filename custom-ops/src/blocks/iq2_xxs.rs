@@ -12,7 +12,7 @@ pub(super) const LEN: usize = 256;
 /// Bytes of a block.
 pub(super) const BYTES: usize = 66;
 
-const GROUPS: usize = 2;
+pub(super) const GROUPS: usize = 2;
 
 /// Decodes whole blocks.
 pub(super) fn decode(bytes: &[u8], out: &mut [f32]) {

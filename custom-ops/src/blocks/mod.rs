@@ -6,6 +6,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod encode;
 mod iq2_xxs;
 mod plain;
 mod q2_k;
@@ -101,6 +102,18 @@ impl Format {
         }
         self.decode_blocks(bytes, out);
         Ok(())
+    }
+
+    /// Encodes whole blocks of `row` into `out`, as close to it as the format can come: with `weights`,
+    /// one for each value, an error counts by its weight, without, all count alike.
+    ///
+    /// A row may be encoded in pieces of whole blocks. The bytes are the same on every machine.
+    ///
+    /// # Errors
+    /// If `out` is not exactly the room of `row`'s blocks, a value is not finite or too large for the
+    /// format, or the weights are not one finite number from zero up for each value.
+    pub fn encode(self, row: &[f32], weights: Option<&[f32]>, out: &mut [u8]) -> Result<()> {
+        encode::encode(self, row, weights, out)
     }
 
     /// [`Format::decode`] of what is known to be whole blocks.

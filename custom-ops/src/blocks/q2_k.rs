@@ -11,9 +11,9 @@ pub(super) const LEN: usize = 256;
 /// Bytes of a block.
 pub(super) const BYTES: usize = 84;
 
-const QS: usize = 16;
-const D: usize = 80;
-const DMIN: usize = 82;
+pub(super) const QS: usize = 16;
+pub(super) const D: usize = 80;
+pub(super) const DMIN: usize = 82;
 
 /// Decodes whole blocks.
 pub(super) fn decode(bytes: &[u8], out: &mut [f32]) {

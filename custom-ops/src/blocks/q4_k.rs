@@ -12,10 +12,10 @@ pub(super) const LEN: usize = 256;
 /// Bytes of a block.
 pub(super) const BYTES: usize = 144;
 
-const D: usize = 0;
-const DMIN: usize = 2;
-const SCALES: usize = 4;
-const QS: usize = 16;
+pub(super) const D: usize = 0;
+pub(super) const DMIN: usize = 2;
+pub(super) const SCALES: usize = 4;
+pub(super) const QS: usize = 16;
 
 /// Decodes whole blocks.
 pub(super) fn decode(bytes: &[u8], out: &mut [f32]) {

@@ -131,3 +131,6 @@ impl InplaceOp1 for Pool<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

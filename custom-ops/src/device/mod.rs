@@ -1,7 +1,9 @@
 //! What a device needs once, whatever the op: borrowed host slices and preallocated outputs.
 
 mod host;
+mod rows;
 mod workspace;
 
 pub(crate) use host::{host, host_mut, Host};
+pub(crate) use rows::for_each_row;
 pub use workspace::{Frame, Workspace};

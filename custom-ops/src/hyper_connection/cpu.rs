@@ -1,12 +1,8 @@
 //! The reference, in f32 throughout but for the norm's sum.
 
-use rayon::prelude::*;
-
 use super::MixParams;
+use crate::device::for_each_row;
 use crate::rms_norm::scale as rms_scale;
-
-/// Tokens from which on the cores share the work.
-const PARALLEL_TOKENS: usize = 16;
 
 pub(super) fn mix(
     state: &[f32],
@@ -19,8 +15,9 @@ pub(super) fn mix(
 ) {
     let n = params.streams;
     let width = params.width();
-    let one = |state: &[f32], raw: &[f32], out: &mut [f32]| {
-        let norm = rms_scale(state, params.norm_eps);
+    for_each_row(out, width, |token, out| {
+        let norm = rms_scale(&state[token * per_token..(token + 1) * per_token], params.norm_eps);
+        let raw = &raw[token * width..(token + 1) * width];
         let m = |i: usize, scale: f32| raw[i] * norm * scale + base[i];
         for i in 0..n {
             out[i] = sigmoid(m(i, scale[0])) + params.eps;
@@ -30,14 +27,7 @@ pub(super) fn mix(
             *c = m(2 * n + i, scale[2]);
         }
         sinkhorn(&mut out[2 * n..], n, params.sinkhorn_iterations, params.eps);
-    };
-    let tokens = state.chunks_exact(per_token).zip(raw.chunks_exact(width));
-    if out.len() < PARALLEL_TOKENS * width {
-        tokens.zip(out.chunks_exact_mut(width)).for_each(|((s, r), o)| one(s, r, o));
-    } else {
-        let states = state.par_chunks_exact(per_token).zip(raw.par_chunks_exact(width));
-        states.zip(out.par_chunks_exact_mut(width)).for_each(|((s, r), o)| one(s, r, o));
-    }
+    });
 }
 
 pub(super) fn head_mix(
@@ -50,13 +40,12 @@ pub(super) fn head_mix(
     out: &mut [f32],
 ) {
     let n = params.streams;
-    let tokens = state.chunks_exact(per_token).zip(raw.chunks_exact(n));
-    for ((state, raw), out) in tokens.zip(out.chunks_exact_mut(n)) {
-        let norm = rms_scale(state, params.norm_eps);
-        for i in 0..n {
-            out[i] = sigmoid(raw[i] * norm * scale[0] + base[i]) + params.eps;
+    for_each_row(out, n, |token, out| {
+        let norm = rms_scale(&state[token * per_token..(token + 1) * per_token], params.norm_eps);
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = sigmoid(raw[token * n + i] * norm * scale[0] + base[i]) + params.eps;
         }
-    }
+    });
 }
 
 /// Softmax of each row, then rows and columns in turn towards sums of one; columns last.
@@ -84,49 +73,54 @@ fn normalize_columns(c: &mut [f32], n: usize, eps: f32) {
     }
 }
 
-pub(super) fn collapse(state: &[f32], mix: &[f32], width: usize, hidden: usize, out: &mut [f32]) {
-    if hidden == 0 || out.is_empty() {
-        return;
-    }
-    let per_token = state.len() / (out.len() / hidden);
-    let tokens = state.chunks_exact(per_token).zip(mix.chunks_exact(width));
-    for ((state, mix), out) in tokens.zip(out.chunks_exact_mut(hidden)) {
+pub(super) fn collapse(
+    state: &[f32],
+    mix: &[f32],
+    streams: usize,
+    width: usize,
+    hidden: usize,
+    out: &mut [f32],
+) {
+    for_each_row(out, hidden, |token, out| {
+        let state = &state[token * streams * hidden..(token + 1) * streams * hidden];
         out.fill(0.0);
-        for (stream, &pre) in state.chunks_exact(hidden).zip(mix) {
+        for (stream, &pre) in state.chunks_exact(hidden).zip(&mix[token * width..]) {
             for (out, &s) in out.iter_mut().zip(stream) {
                 *out += pre * s;
             }
         }
-    }
+    });
 }
 
 pub(super) fn expand(state: &mut [f32], y: &[f32], mix: &[f32], streams: usize, hidden: usize) {
+    /// Channels treated at once: all their old streams are needed for each new one.
+    const CHANNELS: usize = 64;
     let width = (2 + streams) * streams;
-    let one = |state: &mut [f32], y: &[f32], mix: &[f32]| {
+    for_each_row(state, streams * hidden, |token, state| {
+        let y = &y[token * hidden..(token + 1) * hidden];
+        let mix = &mix[token * width..(token + 1) * width];
         let (post, c) = (&mix[streams..2 * streams], &mix[2 * streams..]);
-        // Channel by channel, since each new stream needs all old ones.
-        let mut old = vec![0f32; streams];
-        for (channel, &y) in y.iter().enumerate() {
-            for (j, old) in old.iter_mut().enumerate() {
-                *old = state[j * hidden + channel];
-            }
-            for k in 0..streams {
-                let mut sum = post[k] * y;
-                for (j, &old) in old.iter().enumerate() {
-                    sum += c[j * streams + k] * old;
+        let mut new = vec![0f32; streams * CHANNELS];
+        for first in (0..hidden).step_by(CHANNELS) {
+            let channels = first..(first + CHANNELS).min(hidden);
+            for (k, new) in new.chunks_exact_mut(CHANNELS).enumerate() {
+                for (new, &y) in new.iter_mut().zip(&y[channels.clone()]) {
+                    *new = post[k] * y;
                 }
-                state[k * hidden + channel] = sum;
+                for j in 0..streams {
+                    let weight = c[j * streams + k];
+                    let old = &state[j * hidden..][channels.clone()];
+                    for (new, &old) in new.iter_mut().zip(old) {
+                        *new += weight * old;
+                    }
+                }
+            }
+            for (k, new) in new.chunks_exact(CHANNELS).enumerate() {
+                let count = channels.len();
+                state[k * hidden..][channels.clone()].copy_from_slice(&new[..count]);
             }
         }
-    };
-    let per_token = streams * hidden;
-    if y.len() < PARALLEL_TOKENS * hidden {
-        let tokens = state.chunks_exact_mut(per_token).zip(y.chunks_exact(hidden));
-        tokens.zip(mix.chunks_exact(width)).for_each(|((s, y), m)| one(s, y, m));
-    } else {
-        let tokens = state.par_chunks_exact_mut(per_token).zip(y.par_chunks_exact(hidden));
-        tokens.zip(mix.par_chunks_exact(width)).for_each(|((s, y), m)| one(s, y, m));
-    }
+    });
 }
 
 fn sigmoid(x: f32) -> f32 {

@@ -95,7 +95,7 @@ pub fn hyper_collapse(state: &Tensor, mix: &Tensor, ws: &Workspace) -> Result<Te
         bail!("hyper_collapse: state {:?} with mix {:?}", state.dims(), mix.dims());
     }
     let out = ws.f32((tokens, hidden))?;
-    out.inplace_op1(&Collapse { state, mix, width, hidden })?;
+    out.inplace_op1(&Collapse { state, mix, streams, width, hidden })?;
     Ok(out)
 }
 
@@ -151,6 +151,7 @@ impl InplaceOp1 for Mix<'_> {
 struct Collapse<'a> {
     state: &'a Tensor,
     mix: &'a Tensor,
+    streams: usize,
     width: usize,
     hidden: usize,
 }
@@ -164,7 +165,7 @@ impl InplaceOp1 for Collapse<'_> {
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let state = host::<f32>(self.name(), self.state)?;
         let mix = host::<f32>(self.name(), self.mix)?;
-        cpu::collapse(&state, &mix, self.width, self.hidden, out);
+        cpu::collapse(&state, &mix, self.streams, self.width, self.hidden, out);
         Ok(())
     }
 }
@@ -228,7 +229,7 @@ mod tests {
             0.261_824_2,
             0.230_622_1,
             0.261_824_2, // C, by source stream
-            0.277_920_0,
+            0.277_92,
             0.230_622_2,
             0.260_834_7,
             0.230_622_1,
@@ -238,7 +239,7 @@ mod tests {
             0.261_824_2,
             0.230_622_2,
             0.245_728_4,
-            0.277_920_0,
+            0.277_92,
             0.245_728_4,
         ];
         for (i, (got, want)) in got.iter().zip(want).enumerate() {

@@ -1,11 +1,11 @@
-//! The reference: sums in f64, in index order.
+//! The reference: sums in f64, in a fixed order.
+
+use crate::device::for_each_row;
 
 /// Normalises each row of `n` values of `x` into `out`.
 pub(super) fn rms_norm(x: &[f32], weight: Option<&[f32]>, eps: f64, n: usize, out: &mut [f32]) {
-    if n == 0 {
-        return;
-    }
-    for (x, out) in x.chunks_exact(n).zip(out.chunks_exact_mut(n)) {
+    for_each_row(out, n, |row, out| {
+        let x = &x[row * n..(row + 1) * n];
         let scale = scale(x, eps);
         match weight {
             Some(weight) => {
@@ -19,7 +19,7 @@ pub(super) fn rms_norm(x: &[f32], weight: Option<&[f32]>, eps: f64, n: usize, ou
                 }
             }
         }
-    }
+    });
 }
 
 /// `1 / sqrt(mean(x²) + eps)` of one row.

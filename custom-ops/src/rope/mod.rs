@@ -5,7 +5,7 @@ mod table;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use crate::device::{host, host_mut};
+use crate::device::{for_each_row, host, host_mut};
 pub use table::{RopeTable, Yarn};
 
 /// Which way to turn.
@@ -57,9 +57,10 @@ impl InplaceOp1 for Rope<'_> {
         let x = host_mut::<f32>(self.name(), x, layout)?;
         let positions = host::<u32>(self.name(), self.positions)?;
         let sign = if self.turn == Turn::Inverse { -1.0 } else { 1.0 };
-        for (x, &position) in x.chunks_exact_mut(self.per_token).zip(positions.iter()) {
-            cpu::rotate(x, self.dim, self.table.frequencies(), position, sign);
-        }
+        let (dim, frequencies, positions) = (self.dim, self.table.frequencies(), &*positions);
+        for_each_row(x, self.per_token, |token, heads| {
+            cpu::rotate(heads, dim, frequencies, positions[token], sign);
+        });
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ mod cpu;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor, D};
 
-use crate::device::host_mut;
+use crate::device::{for_each_row, host_mut};
 
 /// Rounds the first `channels` of each row in place through FP8 E4M3 with one power-of-two scale
 /// per block of 64: `s = 2^⌈log2(max(|x|max, 1e-4) / 448)⌉`, `x ← e4m3(x / s) · s`, ties to even.
@@ -63,13 +63,14 @@ struct Round<F> {
     apply: F,
 }
 
-impl<F: Fn(&mut [f32])> InplaceOp1 for Round<F> {
+impl<F: Fn(&mut [f32]) + Sync + Send> InplaceOp1 for Round<F> {
     fn name(&self) -> &'static str {
         self.op
     }
 
     fn cpu_fwd(&self, x: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        host_mut::<f32>(self.op, x, layout)?.chunks_exact_mut(self.dim).for_each(&self.apply);
+        let x = host_mut::<f32>(self.op, x, layout)?;
+        for_each_row(x, self.dim, |_, row| (self.apply)(row));
         Ok(())
     }
 }
