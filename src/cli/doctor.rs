@@ -49,7 +49,14 @@ fn report(
         let gpus: Vec<_> = machine
             .gpus
             .iter()
-            .map(|gpu| json!({"kind": kind(gpu.kind), "name": gpu.name, "memory": gpu.memory}))
+            .map(|gpu| {
+                json!({
+                    "kind": kind(gpu.kind),
+                    "name": gpu.name,
+                    "memory": gpu.memory,
+                    "usable": gpu.usable,
+                })
+            })
             .collect();
         let report = json!({
             "cpu": machine.cpu,
@@ -58,7 +65,6 @@ fn report(
             "memory": machine.memory,
             "available": machine.available,
             "gpus": gpus,
-            "remarks": machine.remarks,
             "cache": cache.root(),
             "disk_free": machine.disk_free,
             "models": models,
@@ -74,10 +80,8 @@ fn report(
     writeln!(out, "memory   {}{available}", size(machine.memory))?;
     for gpu in &machine.gpus {
         let (kind, index) = (kind(gpu.kind), gpu.index);
-        writeln!(out, "gpu      {}, {} ({kind} {index})", gpu.name, Size(gpu.memory))?;
-    }
-    for remark in &machine.remarks {
-        writeln!(out, "note     {remark}")?;
+        let unused = if gpu.usable { "" } else { ", not used by this build" };
+        writeln!(out, "gpu      {}, {} ({kind} {index}){unused}", gpu.name, Size(gpu.memory))?;
     }
     let free = size(machine.disk_free);
     writeln!(out, "cache    {}, {free} free on its disk", cache.root().display())?;

@@ -319,7 +319,16 @@ impl Transfer {
                 self.write_body(response, writer, size).await
             }
             StatusCode::RANGE_NOT_SATISFIABLE => Err(Failure::Changed),
-            _ => Err(http.refusal(response, &at, &self.job.repo, &self.job.file).await),
+            status => {
+                let refusal = http.refusal(response, &at, &self.job.repo, &self.job.file).await;
+                let for_good = matches!(refusal, Failure::Final(ref e) if !e.is_rate_limit());
+                if for_good && at != self.job.url {
+                    // What a redirect led to expires; the address that redirects does not.
+                    let reason = format!("HTTP status {status} from {}", shown(&at));
+                    return Err(Failure::Stale { reason });
+                }
+                Err(refusal)
+            }
         }
     }
 

@@ -245,6 +245,10 @@ impl Error {
         move |source| Error::Io { action, path, source }
     }
 
+    pub(super) fn is_rate_limit(&self) -> bool {
+        matches!(self, Error::RateLimited { .. })
+    }
+
     /// Whether the caller asked for the stop.
     pub fn is_cancelled(&self) -> bool {
         matches!(self, Error::Cancelled { .. })

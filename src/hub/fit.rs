@@ -19,7 +19,7 @@ pub enum GpuKind {
     Metal,
 }
 
-/// A graphics device that this build can use.
+/// A graphics device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gpu {
     /// Its number among those of its kind.
@@ -30,6 +30,8 @@ pub struct Gpu {
     pub memory: u64,
     /// Its kind.
     pub kind: GpuKind,
+    /// Whether this build computes on devices of its kind.
+    pub usable: bool,
 }
 
 /// What was found on this machine.
@@ -45,10 +47,8 @@ pub struct Machine {
     pub memory: Option<u64>,
     /// Bytes of memory that are not in use.
     pub available: Option<u64>,
-    /// Devices of the kinds that this build has.
+    /// Graphics devices, usable or not.
     pub gpus: Vec<Gpu>,
-    /// Devices that are here and this build, or this driver, cannot use: one line each.
-    pub remarks: Vec<String>,
     /// Bytes free where the cache is.
     pub disk_free: Option<u64>,
 }
@@ -75,15 +75,13 @@ impl Machine {
     /// Looks at this machine. What the system does not tell is left out.
     pub fn look(cache: &Cache) -> Self {
         let (memory, available) = memory();
-        let (gpus, remarks) = gpus(memory);
         Self {
             cpu: cpu_name(),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             features: cpu_features(),
             memory,
             available,
-            gpus,
-            remarks,
+            gpus: gpus(memory),
             disk_free: cache.free_space().ok(),
         }
     }
@@ -92,8 +90,11 @@ impl Machine {
     pub fn fit(&self, bytes: u64) -> Fit {
         let on_gpu = bytes.saturating_add(BESIDE_ON_GPU);
         let in_ram = bytes.saturating_add(BESIDE_IN_RAM);
-        let largest = self.gpus.iter().enumerate().max_by_key(|(_, gpu)| gpu.memory);
-        if let Some((index, gpu)) = largest.filter(|(_, gpu)| gpu.memory >= on_gpu) {
+        let largest = |usable: bool| {
+            let of_kind = self.gpus.iter().enumerate().filter(|(_, gpu)| gpu.usable == usable);
+            of_kind.max_by_key(|(_, gpu)| gpu.memory)
+        };
+        if let Some((index, gpu)) = largest(true).filter(|(_, gpu)| gpu.memory >= on_gpu) {
             let reason = format!(
                 "fits the {} of {} (needs about {})",
                 Size(gpu.memory),
@@ -102,9 +103,10 @@ impl Machine {
             );
             return Fit { place: Some(Place::Gpu(index)), reason };
         }
-        let gpu = match largest {
-            Some((_, gpu)) => format!("{} on the {}", Size(gpu.memory), gpu.name),
-            None => "no GPU that this build can use".to_string(),
+        let gpu = match (largest(true), largest(false)) {
+            (Some((_, gpu)), _) => format!("{} on the {}", Size(gpu.memory), gpu.name),
+            (None, Some((_, gpu))) => format!("a {} that this build does not use", gpu.name),
+            (None, None) => "no GPU".to_string(),
         };
         let needs = format!("needs about {} on a GPU or {} of memory", Size(on_gpu), Size(in_ram));
         match self.memory {
@@ -186,14 +188,6 @@ fn memory() -> (Option<u64>, Option<u64>) {
     (sysctl("hw.memsize").and_then(|text| text.parse().ok()), None)
 }
 
-/// A value of the system's own table, through the program that shows it.
-#[cfg(not(target_os = "linux"))]
-fn sysctl(name: &str) -> Option<String> {
-    let output = std::process::Command::new("/usr/sbin/sysctl").args(["-n", name]).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?.trim().to_string();
-    (!text.is_empty()).then_some(text)
-}
-
 #[cfg(target_os = "linux")]
 fn cpu_name() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -230,69 +224,56 @@ fn cpu_features() -> Vec<&'static str> {
     features
 }
 
-/// The devices of the kinds that this build has, and remarks about others.
-fn gpus(memory: Option<u64>) -> (Vec<Gpu>, Vec<String>) {
-    let (mut gpus, mut remarks) = (Vec::new(), Vec::new());
-    if cfg!(feature = "cuda") {
-        match cuda() {
-            Ok(found) => gpus.extend(found),
-            Err(problem) => remarks.push(format!("CUDA: {problem}; is the driver installed?")),
-        }
-    } else if let Ok(found) = std::fs::read_dir("/proc/driver/nvidia/gpus") {
-        remarks.push(format!(
-            "{} NVIDIA GPU(s) here, which this build cannot use: build with --features cuda",
-            found.count()
-        ));
+/// Graphics devices, as the system tells of them: also those that this build cannot use.
+fn gpus(memory: Option<u64>) -> Vec<Gpu> {
+    let mut gpus = Vec::new();
+    // Without the driver its program may be missing, or wait for a device that is not there.
+    if std::path::Path::new("/proc/driver/nvidia").exists() {
+        let query = ["--query-gpu=name,memory.total", "--format=csv,noheader,nounits"];
+        gpus.extend(nvidia(&output("nvidia-smi", &query).unwrap_or_default()));
     }
-    if cfg!(target_os = "macos") {
-        match memory {
-            // The system lets a GPU fill about three quarters of the memory unless told otherwise.
-            Some(memory) if cfg!(feature = "metal") => {
-                let limit = wired_limit().unwrap_or(memory / 4 * 3);
-                remarks.push(format!(
-                    "the GPU may fill {}; allow more with: sudo sysctl iogpu.wired_limit_mb=N",
-                    Size(limit)
-                ));
-                let name = format!("{} GPU", cpu_name());
-                gpus.push(Gpu { index: 0, name, memory: limit, kind: GpuKind::Metal });
-            }
-            Some(_) => remarks.push(
-                "the Apple GPU is not used by this build: build with --features metal".to_string(),
-            ),
-            None => {}
-        }
+    if let Some(memory) = memory.filter(|_| cfg!(target_os = "macos")) {
+        // The system lets a GPU fill about three quarters of the memory unless told otherwise.
+        let told = sysctl("iogpu.wired_limit_mb").and_then(|text| text.parse::<u64>().ok());
+        let limit = told.filter(|megabytes| *megabytes > 0).map(|megabytes| megabytes << 20);
+        gpus.push(Gpu {
+            index: 0,
+            name: format!("{} GPU", cpu_name()),
+            memory: limit.unwrap_or(memory / 4 * 3),
+            kind: GpuKind::Metal,
+            usable: candle_core::utils::metal_is_available(),
+        });
     }
-    (gpus, remarks)
+    gpus
 }
 
-#[cfg(not(target_os = "linux"))]
-fn wired_limit() -> Option<u64> {
-    let megabytes = sysctl("iogpu.wired_limit_mb")?.parse::<u64>().ok()?;
-    (megabytes > 0).then_some(megabytes << 20)
-}
-
-#[cfg(target_os = "linux")]
-fn wired_limit() -> Option<u64> {
-    None
-}
-
-#[cfg(feature = "cuda")]
-fn cuda() -> Result<Vec<Gpu>, String> {
-    use candle_core::cuda_backend::cudarc::driver::CudaContext;
-    let count = CudaContext::device_count().map_err(|e| e.to_string())?;
-    (0..usize::try_from(count).unwrap_or(0))
-        .map(|index| {
-            let context = CudaContext::new(index).map_err(|e| e.to_string())?;
-            let name = context.name().map_err(|e| e.to_string())?;
-            let memory = context.total_mem().map_err(|e| e.to_string())? as u64;
-            Ok(Gpu { index, name, memory, kind: GpuKind::Cuda })
+/// Lines of `NAME, MEGABYTES`.
+fn nvidia(table: &str) -> Vec<Gpu> {
+    let lines = table.lines().enumerate();
+    lines
+        .filter_map(|(index, line)| {
+            let (name, megabytes) = line.rsplit_once(',')?;
+            Some(Gpu {
+                index,
+                name: name.trim().to_string(),
+                memory: megabytes.trim().parse::<u64>().ok()?.checked_mul(1 << 20)?,
+                kind: GpuKind::Cuda,
+                usable: candle_core::utils::cuda_is_available(),
+            })
         })
         .collect()
 }
 
-#[cfg(not(feature = "cuda"))]
-fn cuda() -> Result<Vec<Gpu>, String> {
-    Ok(Vec::new())
+/// A value of the system's own table, through the program that shows it.
+fn sysctl(name: &str) -> Option<String> {
+    output("/usr/sbin/sysctl", &["-n", name])
+}
+
+/// What a program prints, if it is there and prints anything.
+fn output(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = std::process::Command::new(program).args(arguments).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?.trim().to_string();
+    (!text.is_empty()).then_some(text)
 }
 
 #[cfg(test)]
@@ -305,6 +286,7 @@ mod tests {
             name: "a GPU".into(),
             memory: memory << 30,
             kind: GpuKind::Cuda,
+            usable: true,
         });
         Machine {
             cpu: String::new(),
@@ -313,7 +295,6 @@ mod tests {
             memory: Some(ram << 30),
             available: None,
             gpus: gpus.into_iter().collect(),
-            remarks: Vec::new(),
             disk_free: None,
         }
     }
@@ -345,6 +326,23 @@ mod tests {
         for part in ["88.8 GiB", "92.8 GiB", "16.0 GiB", "24.0 GiB"] {
             assert!(fit.reason.contains(part), "{}", fit.reason);
         }
+    }
+
+    #[test]
+    fn a_card_that_the_build_does_not_use_is_named_and_not_counted() {
+        let mut machine = machine(16, None);
+        machine.gpus = nvidia("NVIDIA H200, 143771\nsome line\nA, B, 24564\n");
+        let found: Vec<_> = machine.gpus.iter().map(|g| (g.index, g.name.as_str())).collect();
+        assert_eq!(found, [(0, "NVIDIA H200"), (2, "A, B")]);
+        assert_eq!(machine.gpus[0].memory, 143_771 << 20);
+        machine.gpus.iter_mut().for_each(|gpu| gpu.usable = false);
+        let fit = machine.fit(86_720_111_488);
+        assert_eq!(fit.place, None);
+        assert!(
+            fit.reason.contains("a NVIDIA H200 that this build does not use"),
+            "{}",
+            fit.reason
+        );
     }
 
     #[cfg(target_os = "linux")]

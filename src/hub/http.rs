@@ -192,9 +192,6 @@ impl Http {
                 .map(|wait| wait.min(self.settings.transfer.longest_wait));
             return Failure::Retry { reason: format!("HTTP status {status}"), wait };
         }
-        if !self.is_own(url) {
-            return Failure::Stale { reason: format!("HTTP status {status} from {}", shown(url)) };
-        }
         let has_token = self.settings.token.is_some();
         let gated = code == "GatedRepo" || message.to_ascii_lowercase().contains("gated");
         Failure::Final(match status.as_u16() {

@@ -323,12 +323,17 @@ impl Hub {
 /// The listing and the file's own headers must speak of the same bytes.
 fn agree(selection: &Selection, identity: &Identity) -> Result<(), Error> {
     let RemoteFile { path, size, sha256, .. } = &selection.file;
+    let place = || format!("{}@{}: {path}", selection.repo, selection.commit);
+    if let Some(other) = identity.commit.as_ref().filter(|commit| **commit != selection.commit) {
+        let problem = format!("the file's address answers for the commit {other}");
+        return Err(Error::Protocol { url: place(), problem });
+    }
     let listed = sha256.as_deref().filter(|_| identity.etag.len() == 64);
     if listed.is_some_and(|sha256| sha256 != identity.etag)
         || size.is_some_and(|size| size != identity.size)
     {
         return Err(Error::Protocol {
-            url: format!("{}@{}: {path}", selection.repo, selection.commit),
+            url: place(),
             problem: format!(
                 "the listing says {} bytes with sha256 {}, the file's address says {} bytes with \
                  etag {}",
@@ -368,21 +373,16 @@ pub fn locate_in(settings: &Settings, argument: &str) -> Result<PathBuf, Error> 
     if path.exists() {
         return Ok(path.to_path_buf());
     }
-    let looks_like_path = argument.starts_with(['/', '.'])
-        || argument.to_ascii_lowercase().ends_with(".gguf") && !argument.contains(':');
-    let name: Name = match argument.parse() {
-        Ok(name) if !looks_like_path => name,
-        _ => {
-            let source = std::io::Error::new(
-                std::io::ErrorKind::NotFound,
-                format!(
-                    "no such file, and no name that can be pulled (those are {}, or \
-                     ORG/REPO:FILE); `ds4 list` shows what is on this machine",
-                    Variant::all_names()
-                ),
-            );
-            return Err(Error::io("open", path)(source));
-        }
+    let Some(name) = as_name(argument) else {
+        let source = std::io::Error::new(
+            std::io::ErrorKind::NotFound,
+            format!(
+                "no such file, and no name that can be pulled (those are {}, or ORG/REPO:FILE); \
+                 `ds4 list` shows what is on this machine",
+                Variant::all_names()
+            ),
+        );
+        return Err(Error::io("open", path)(source));
     };
     let cache = Cache::at(settings.cache.clone());
     cache.find(&name)?.ok_or_else(|| Error::NotCached {
@@ -390,6 +390,16 @@ pub fn locate_in(settings: &Settings, argument: &str) -> Result<PathBuf, Error> 
         how: format!("ds4 pull {name}"),
         cache: settings.cache.clone(),
     })
+}
+
+/// The name that `argument` is, unless it is an existing path or written like one.
+pub fn as_name(argument: &str) -> Option<Name> {
+    let written_like_path = argument.starts_with(['/', '.'])
+        || argument.to_ascii_lowercase().ends_with(".gguf") && !argument.contains(':');
+    if written_like_path || Path::new(argument).exists() {
+        return None;
+    }
+    argument.parse().ok()
 }
 
 /// For modules that only pass events on.

@@ -56,7 +56,8 @@ pub struct Selection {
 /// What a HEAD request says of a file: its identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
-    pub commit: String,
+    /// Not every mirror says.
+    pub commit: Option<String>,
     /// The blob's name.
     pub etag: String,
     pub size: u64,
@@ -255,20 +256,15 @@ pub(super) async fn identify(
         let etag = etag.map(bare).filter(|etag| is_safe_etag(etag));
         let size = header(headers, "x-linked-size").or_else(|| header(headers, "content-length"));
         let size = size.and_then(|size| size.trim().parse().ok());
-        let commit = header(headers, "x-repo-commit").filter(|commit| is_commit(commit));
-        match (commit, etag, size) {
-            (Some(commit), Some(etag), Some(size)) => {
-                Ok(Identity { commit: commit.to_string(), etag: etag.to_string(), size })
-            }
-            (commit, etag, size) => {
-                let missing = [
-                    ("x-repo-commit", commit.is_none()),
-                    ("x-linked-etag or etag", etag.is_none()),
-                    ("x-linked-size or content-length", size.is_none()),
-                ];
-                let missing: Vec<&str> =
-                    missing.iter().filter(|(_, m)| *m).map(|(n, _)| *n).collect();
-                let problem = format!("the answer lacks a usable {}", missing.join(" and "));
+        let commit = header(headers, "x-repo-commit").map(str::to_string);
+        match (etag, size) {
+            (Some(etag), Some(size)) => Ok(Identity { commit, etag: etag.to_string(), size }),
+            (etag, _) => {
+                let missing = match etag {
+                    None => "x-linked-etag or etag",
+                    Some(_) => "x-linked-size or content-length",
+                };
+                let problem = format!("the answer lacks a usable {missing}");
                 Err(Failure::Final(broken(&at, &problem)))
             }
         }
