@@ -368,4 +368,78 @@ mod tests {
         let error = Imatrix::from_bytes(&negative.to_bytes()).unwrap_err();
         assert!(error.contains("value 1"), "{error}");
     }
+
+    /// Values that look random, from −1 to 1.
+    fn noise(n: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn means_are_those_of_the_tokens_that_chose_an_expert() -> candle_core::Result<()> {
+        let (tokens, experts, hidden, width, k, clamp) = (7, 5, 6, 4, 2, 0.8f32);
+        let cpu = &Device::Cpu;
+        let stack = |rows: usize, cols: usize, seed| {
+            let values = noise(experts * rows * cols, seed);
+            Matrix::from_tensor(&Tensor::from_vec(values, (experts, rows, cols), cpu)?)
+        };
+        let (gate, up) = (stack(width, hidden, 1)?, stack(width, hidden, 2)?);
+        let down = stack(hidden, width, 3)?;
+        let xs = noise(tokens * hidden, 4);
+        // Expert 3 is never chosen; token 2 chooses expert 4 twice.
+        let ids = [0, 1, 1, 2, 4, 4, 2, 0, 0, 2, 1, 4, 0, 4u32];
+        let weights: Vec<f32> = noise(tokens * k, 5).iter().map(|w| w + 1.5).collect();
+
+        let collector = Collector::new();
+        // In two passes, of which the second has the last two tokens.
+        for (first, n) in [(0, 5), (5, 2)] {
+            let x = &xs[first * hidden..(first + n) * hidden];
+            let x = Tensor::from_slice(x, (n, hidden), cpu)?;
+            let of = first * k..(first + n) * k;
+            let ids = Tensor::from_slice(&ids[of.clone()], (n, k), cpu)?;
+            let weights = Tensor::from_slice(&weights[of], (n, k), cpu)?;
+            let routed = Mlp { gate: &gate, up: &up, down: &down };
+            collector.experts(9, &x, routed, &ids, &weights, clamp)?;
+        }
+        assert_eq!(collector.unseen(), (1, 5));
+        let found = collector.finish(1, "noise");
+
+        let matrices = [&gate, &up].map(|m| m.dequantize().unwrap().to_vec3::<f32>().unwrap());
+        for expert in 0..experts {
+            let chosen: Vec<usize> =
+                (0..tokens * k).filter(|at| ids[*at] as usize == expert).collect();
+            let n = chosen.len().max(1) as f32;
+            let mut inputs = vec![0f32; hidden];
+            let mut gated = vec![0f32; width];
+            for at in chosen {
+                let x = &xs[at / k * hidden..][..hidden];
+                for (sum, x) in inputs.iter_mut().zip(x) {
+                    *sum += x * x / n;
+                }
+                for (row, sum) in gated.iter_mut().enumerate() {
+                    let [gate, up] = [0, 1].map(|m| {
+                        let row = &matrices[m][expert][row];
+                        row.iter().zip(x).map(|(w, x)| w * x).sum::<f32>()
+                    });
+                    let gate = gate.min(clamp);
+                    let silu = gate / (1.0 + (-gate).exp());
+                    *sum += (silu * up.clamp(-clamp, clamp) * weights[at]).powi(2) / n;
+                }
+            }
+            let wanted = [("gate", &inputs), ("up", &inputs), ("down", &gated)];
+            for (part, wanted) in wanted {
+                let name = format!("blk.9.ffn_{part}_exps.weight");
+                let found = found.columns(&name, expert, wanted.len()).unwrap();
+                for (found, wanted) in found.iter().zip(wanted) {
+                    let off = (found - wanted).abs();
+                    assert!(off < 1e-5, "{name}, expert {expert}: {found} is not {wanted}");
+                }
+            }
+        }
+        Ok(())
+    }
 }

@@ -104,11 +104,14 @@ fn fingerprint(plan: &Plan, options: &Options) -> Vec<u8> {
     hash.0.to_le_bytes().to_vec()
 }
 
+/// Hears how far a run is, and says whether it is to go on.
+type Tell<'p> = dyn FnMut(Progress<'_>) -> ControlFlow<()> + 'p;
+
 /// The caller's progress, and the bytes written so far.
 struct Report<'p> {
     tensors: usize,
     total: u64,
-    state: RefCell<(&'p mut dyn FnMut(Progress<'_>) -> ControlFlow<()>, u64)>,
+    state: RefCell<(&'p mut Tell<'p>, u64)>,
 }
 
 impl Report<'_> {

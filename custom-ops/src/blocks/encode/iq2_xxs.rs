@@ -68,7 +68,7 @@ impl Encode<BYTES> for Iq2Xxs {
         out.fill(0);
         let mut envelopes = [[Envelope { lines: [Line::default(); SEGMENTS], len: 1 }; 4]; 8];
         let mut best = [0f32; 8];
-        for g in 0..8 {
+        for (g, (runs, best)) in envelopes.iter_mut().zip(&mut best).enumerate() {
             let at = 32 * g;
             let largest = x[at..at + 32].iter().fold(0f32, |most, x| most.max(x.abs()));
             if largest == 0.0 {
@@ -77,13 +77,13 @@ impl Encode<BYTES> for Iq2Xxs {
             // All of a group's values in the smallest magnitude at one end, the largest cut at the
             // other: no better scale lies beyond.
             let range = (largest / 64.0, largest / 8.0);
-            for l in 0..4 {
+            for (l, run) in runs.iter_mut().enumerate() {
                 let at = at + 8 * l;
                 let (x, w) = (&x[at..at + 8], &w[at..at + 8]);
                 let (x, w) = (std::array::from_fn(|j| x[j]), std::array::from_fn(|j| w[j]));
-                envelope(&x, &w, range, &mut envelopes[g][l]);
+                envelope(&x, &w, range, run);
             }
-            best[g] = best_scale(&envelopes[g], range);
+            *best = best_scale(runs, range);
         }
         let top = best.iter().fold(0f32, |most, s| most.max(*s));
         if top == 0.0 {
@@ -284,16 +284,17 @@ fn signs(x: &[f32], w: &[f32], entry: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::iq2_xxs::{GRID, SIGNS};
     use super::*;
     use rand::{rngs::StdRng, Rng, SeedableRng};
 
     /// The least cost over all grid entries and all sign patterns that the format has.
     fn exhaustive(x: &[f32; 8], w: &[f32; 8], scale: f32) -> f64 {
         let mut least = f64::INFINITY;
-        for entry in 0..256 {
-            for signs in super::super::super::iq2_xxs::SIGNS {
+        for magnitudes in GRID.map(u64::to_le_bytes) {
+            for signs in SIGNS {
                 let term = |j: usize| {
-                    let y = scale * MAGNITUDES[j][entry];
+                    let y = scale * f32::from(magnitudes[j]);
                     let y = if signs >> j & 1 == 1 { -y } else { y };
                     f64::from(w[j]) * f64::from(x[j] - y).powi(2)
                 };
@@ -323,7 +324,7 @@ mod tests {
                 assert!((cost - least).abs() < 1e-4 * constant, "{cost} is not {least}");
                 // And the signs that are written cost what the envelope said.
                 let entry = usize::from(line.entry);
-                let signs = super::super::super::iq2_xxs::SIGNS[signs(&x, &w, entry) as usize];
+                let signs = SIGNS[signs(&x, &w, entry) as usize];
                 let term = |j: usize| {
                     let y = scale * MAGNITUDES[j][entry];
                     let y = if signs >> j & 1 == 1 { -y } else { y };
