@@ -2,6 +2,7 @@
 //!
 //! # The journey of a prompt
 //!
+//! A [`hub::Name`] becomes a file on this machine, fetched and verified if need be.
 //! A [`gguf::Gguf`] file is mapped into memory and its header checked. [`config::Config`] makes
 //! numbers that can be trusted out of its metadata; [`weights::Weights`] hands out its tensors by
 //! name, with shape and type checked. [`model::Model`] is built from both.
@@ -25,7 +26,7 @@
 //! Each arithmetic step is an op of [`candle_ds4_ops`], which knows devices, block formats and
 //! kernels; nothing above it does.
 //!
-//! Rooms import only from rooms above them in this page's order: `gguf`, `config`, `weights`,
+//! Rooms import only from rooms above them in this page's order: `hub`, `gguf`, `config`, `weights`,
 //! `cache`, `model`, `sample`, `engine`, `cli`; and `tokenizer`, `prompt`, `engine`.
 #![deny(missing_docs)]
 
@@ -38,6 +39,7 @@ pub mod config;
 pub mod demo;
 pub mod engine;
 pub mod gguf;
+pub mod hub;
 pub mod model;
 pub mod prompt;
 pub mod quantize;

@@ -14,6 +14,7 @@ the answer is printed, as the model wrote it. NO_COLOR and TERM=dumb turn render
 Exit codes: 0 done, 1 failed while running, 2 bad usage or input, 130 interrupted.
 
 Examples:
+  ds4 pull q2-imatrix --link            fetch a model
   ds4                                   chat
   ds4 -p 'What is the capital of France?'
   ds4 --nothink --prompt-file question.txt > answer.txt
@@ -44,6 +45,38 @@ pub struct Args {
 /// Other things to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Fetch a model, or go on fetching it
+    Pull {
+        /// q2-imatrix, q4-imatrix, …, or ORG/REPO[:FILE][@REV]
+        #[arg(required_unless_present = "list")]
+        name: Option<String>,
+        /// Show what there is instead
+        #[arg(long, conflicts_with = "link")]
+        list: bool,
+        /// Make ./ds4flash.gguf a link to it
+        #[arg(long)]
+        link: bool,
+        /// Events as JSON, one a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the models on this machine
+    List {
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a model from this machine
+    Rm {
+        /// As `ds4 pull` takes it
+        name: String,
+    },
+    /// Say which model fits this machine, and why
+    Doctor {
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// List what is in a GGUF file
     Inspect {
         /// The file

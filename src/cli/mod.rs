@@ -7,11 +7,13 @@ mod args;
 mod block;
 mod chat;
 mod command;
+pub mod doctor;
 mod failure;
 pub mod imatrix;
 mod inline;
 pub mod inspect;
 mod interrupt;
+pub mod list;
 pub mod logits;
 mod markdown;
 mod meter;
@@ -19,13 +21,16 @@ mod model_path;
 mod options;
 pub mod perplexity;
 mod progress;
+pub mod pull;
 pub mod quantize;
 mod repl;
+pub mod rm;
 mod session;
 mod stats;
 pub mod synth;
 mod terminal;
 mod transcript;
+mod transfer;
 mod view;
 mod wrap;
 
@@ -59,6 +64,22 @@ fn run(line: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
 
 fn perform(work: Work) -> Result<(), Failure> {
     match work {
+        Work::Pull { name, options } => {
+            match pull::run(&name, options, &mut io::stdout().lock()).map_err(input)? {
+                0 => Ok(()),
+                _ => Err(Failure::Interrupted),
+            }
+        }
+        Work::PullList { name, json } => {
+            pull::list(name.as_deref(), json, &mut io::stdout().lock()).map_err(input)
+        }
+        Work::List { json } => list::run(json, &mut io::stdout().lock()).map_err(input),
+        Work::Remove(name) => rm::run(&name, &mut io::stdout().lock()).map_err(input),
+        Work::Doctor { json } => match doctor::run(json, &mut io::stdout().lock()) {
+            Ok(0) => Ok(()),
+            Ok(_) => Err(Failure::Run("no published model fits this machine".to_owned())),
+            Err(error) => Err(input(error)),
+        },
         Work::Inspect { file, json } => inspect(&file, json),
         Work::Logits { model, tokens, chunks, output } => {
             let model = session::open_model(&model, &Device::Cpu)?;

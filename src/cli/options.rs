@@ -17,6 +17,32 @@ pub const THINK_MAX_CONTEXT: usize = 393_216;
 
 /// What is to be done.
 pub enum Work {
+    /// Fetch a model.
+    Pull {
+        /// Which.
+        name: String,
+        /// And besides.
+        options: super::pull::Options,
+    },
+    /// Show what can be fetched.
+    PullList {
+        /// Whose.
+        name: Option<String>,
+        /// As JSON.
+        json: bool,
+    },
+    /// Show what was fetched.
+    List {
+        /// As JSON.
+        json: bool,
+    },
+    /// Remove a model.
+    Remove(String),
+    /// Judge the machine.
+    Doctor {
+        /// As JSON.
+        json: bool,
+    },
     /// List a file.
     Inspect {
         /// Which.
@@ -104,6 +130,13 @@ impl Work {
     pub fn resolve(args: Args) -> Result<Self, Failure> {
         if let Some(command) = args.command {
             return match command {
+                Command::Pull { name: Some(name), list: false, link, json } => {
+                    Ok(Self::Pull { name, options: super::pull::Options { link, json } })
+                }
+                Command::Pull { name, json, .. } => Ok(Self::PullList { name, json }),
+                Command::List { json } => Ok(Self::List { json }),
+                Command::Rm { name } => Ok(Self::Remove(name)),
+                Command::Doctor { json } => Ok(Self::Doctor { json }),
                 Command::Inspect { file, json } => Ok(Self::Inspect { file, json }),
                 Command::Quantize(what) => Ok(Self::Quantize(what)),
                 Command::Imatrix { model, file, output, ctx } => {

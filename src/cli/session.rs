@@ -15,6 +15,7 @@ use candle_core::Device;
 use crate::demo::demo_model;
 use crate::engine::{Engine, EngineError, Finish, Outcome, Progress, Request, Sequence};
 use crate::gguf::Gguf;
+use crate::hub;
 use crate::model::Model;
 use crate::prompt::{Conversation, Event, Message, Reader, Role, Thinking, Tool, ToolCall};
 use crate::sample::Sampling;
@@ -22,8 +23,8 @@ use crate::tokenizer::Tokenizer;
 
 /// What is said when the demo model is used.
 const DEMO_NOTE: &str = "no model given, so this is the bundled demo model, a tiny one. DeepSeek \
-    V4 Flash itself: get a GGUF file of `antirez/deepseek-v4-gguf` on Hugging Face (81 GB), then \
-    ds4 -m FILE";
+    V4 Flash itself: `ds4 pull q2-imatrix` (81 GB), then `ds4 -m q2-imatrix`; `ds4 doctor` says \
+    what fits this machine";
 
 /// Why an answer ended, in the words of the JSON output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +93,13 @@ pub struct Session {
 /// No such file, or no GGUF in it.
 pub fn open(model: &ModelPath) -> Result<Gguf, Failure> {
     let gguf = match model {
-        ModelPath::File(path) => Gguf::open(path),
+        ModelPath::File(path) => match path.to_str().filter(|name| hub::as_name(name).is_some()) {
+            Some(name) => {
+                let path = hub::locate(name).map_err(|e| Failure::Input(e.to_string()))?;
+                Gguf::open(&path)
+            }
+            None => Gguf::open(path),
+        },
         ModelPath::Demo => {
             tell(DEMO_NOTE);
             Gguf::from_bytes(demo_model())
