@@ -64,7 +64,7 @@ fn a_question_is_answered() {
     assert!(stdout(&output).contains("Paris"), "{output:?}");
     assert!(stdout(&output).ends_with('\n'));
     let told = stderr(&output);
-    assert!(told.contains("bundled demo model") && told.contains("-m FILE"), "{told}");
+    assert!(told.contains("bundled demo model") && told.contains("ds4 pull q2-imatrix"), "{told}");
     assert_eq!(told.lines().count(), 1, "{told}");
 }
 
