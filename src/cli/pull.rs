@@ -123,7 +123,7 @@ fn finish(path: &Path, cached: bool, options: Options, out: &mut dyn Write) -> a
 fn check_link(name: &Name, link: &Path) -> anyhow::Result<()> {
     anyhow::ensure!(
         *name != Name::from(Variant::Mtp),
-        "mtp is no model of its own: pull it without --link and give its path to --mtp"
+        "mtp is no model of its own: pull it without --link and keep it for the time when the draft block is used"
     );
     match std::fs::symlink_metadata(link) {
         Ok(there) if !there.is_symlink() => anyhow::bail!(
