@@ -108,11 +108,7 @@ fn report(
             }
             Ok(())
         }
-        None => writeln!(
-            out,
-            "nothing fits: use a machine with 96 GB of memory or of GPU memory, or reach one that \
-             runs ds4-server"
-        ),
+        None => writeln!(out, "nothing fits: use a machine with 96 GB of memory or of GPU memory"),
     }
 }
 
