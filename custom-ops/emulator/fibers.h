@@ -571,7 +571,7 @@ Out warp_meet(unsigned mask, const In& in, F combine, Site site = Site::here()) 
 
 /// Lanes of the mask meet, nothing else.
 inline void warp_barrier(unsigned mask = ALL_LANES, Site site = Site::here()) {
-    warp_meet<char>(mask, char(0), [](const char*, unsigned, char*) {}, site);
+    warp_meet<char>(mask, char(0), [](const char*, unsigned, char* outs) { memset(outs, 0, WARP); }, site);
 }
 
 /// The value that lane `source` brought. Of a lane outside the mask, or none, one's own.

@@ -1,0 +1,27 @@
+// The roundings of the trained graph, exact to the bit.
+
+// `2^⌈log2 x⌉` of a positive normal number.
+inline float power_of_two_at_least(float x) {
+    uint bits = as_type<uint>(x);
+    return as_type<float>(((bits >> 23) + ((bits & 0x7fffffu) != 0u ? 1u : 0u)) << 23);
+}
+
+// Nearest E4M3 number, ties to even; `x` within ±448.
+inline float round_e4m3(float x) {
+    if (fabs(x) < 1.0f / 64.0f) return rint(x * 512.0f) / 512.0f;
+    uint bits = as_type<uint>(x);
+    return as_type<float>((bits + 0x7ffffu + (bits >> 20 & 1u)) & 0xfff00000u);
+}
+
+// Nearest of ±{0, ½, 1, 1½, 2, 3, 4, 6}, ties to the even code.
+inline float round_e2m1(float x) {
+    float a = fabs(x);
+    float rounded = a < 2.0f ? rint(a * 2.0f) / 2.0f : a < 4.0f ? rint(a) : a <= 5.0f ? 4.0f : 6.0f;
+    return copysign(isnan(x) ? x : rounded, x);
+}
+
+// The scale of a block whose largest magnitude is `most`.
+inline float fp8_scale(float most) { return power_of_two_at_least(max(most, 1e-4f) / 448.0f); }
+inline float fp4_scale(float most) {
+    return power_of_two_at_least(max(most, 6.0f * 1.17549435e-38f) / 6.0f);
+}
