@@ -173,23 +173,30 @@ T simd_prefix_exclusive_sum(T v, emulator::Site site = emulator::Site::here()) {
 
 enum memory_order { memory_order_relaxed };
 
+#ifdef METAL_ADDRESS_SPACES
+// A class has no constructor for other address spaces.
+typedef uint atomic_uint;
+#define METAL_ATOMIC(p) (*(p))
+#else
 struct atomic_uint {
     uint value;
 };
+#define METAL_ATOMIC(p) ((p)->value)
+#endif
 
 template <class P>
 uint atomic_fetch_add_explicit(P p, uint v, memory_order) {
-    uint old = p->value;
-    p->value = old + v;
+    uint old = METAL_ATOMIC(p);
+    METAL_ATOMIC(p) = old + v;
     return old;
 }
 template <class P>
 uint atomic_load_explicit(P p, memory_order) {
-    return p->value;
+    return METAL_ATOMIC(p);
 }
 template <class P>
 void atomic_store_explicit(P p, uint v, memory_order) {
-    p->value = v;
+    METAL_ATOMIC(p) = v;
 }
 
 // ------------------------------------------------------------------------------------------------
