@@ -6,6 +6,10 @@ use candle_core::{bail, DType, Device, Result, Tensor};
 use crate::blocks::Format;
 use crate::device::host;
 
+/// What addresses of weights are multiples of, for kernels that load four floats at once.
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+pub(crate) const METAL_ALIGN: usize = 16;
+
 /// A weight `[rows, cols]`, or `[stack, rows, cols]`, in one block format.
 ///
 /// On the CPU the blocks stay where they are, in a memory-mapped file for instance: cloning copies
@@ -130,6 +134,46 @@ impl Matrix {
             1 => Tensor::from_vec(values, (self.rows, self.cols), &Device::Cpu),
             stack => Tensor::from_vec(values, (stack, self.rows, self.cols), &Device::Cpu),
         }
+    }
+
+    /// The blocks as a kernel's buffer.
+    ///
+    /// # Errors
+    /// If they are on another device, or begin at an address that no kernel reads at.
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    pub(crate) fn metal(&self, op: &'static str) -> Result<crate::device::metal::Binding<'_>> {
+        match &self.data {
+            #[cfg(feature = "metal-emulator")]
+            Data::Host(bytes) if crate::device::metal::emulating() => {
+                let address = bytes.as_ptr() as usize;
+                if address % METAL_ALIGN != 0 {
+                    bail!("{op}: a weight at {address:#x}, kernels read at multiples of {METAL_ALIGN}");
+                }
+                Ok(crate::device::metal::Binding::bytes(bytes))
+            }
+            #[cfg(feature = "metal")]
+            Data::Metal(weights) => Ok(weights.binding()),
+            #[allow(unreachable_patterns, reason = "which are left depends on the features")]
+            _ => bail!("{op}: a weight is in host memory, the activations on the device"),
+        }
+    }
+
+    /// Refuses rows that kernels do not read: they take eight values at a time.
+    ///
+    /// # Errors
+    /// If the columns are no multiple of 8.
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    pub(crate) fn check_metal_columns(&self, op: &'static str) -> Result<()> {
+        match self.cols % 8 {
+            0 => Ok(()),
+            _ => bail!("{op}: Metal kernels have rows of multiples of 8 columns, not {}", self.cols),
+        }
+    }
+
+    /// Bytes of one row.
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.row_bytes
     }
 
     /// The blocks as one matrix `[stack · rows, cols]`, for an op's CPU implementation.

@@ -1,6 +1,8 @@
 //! Attention over a sliding window and compressed rows, with a sink per head.
 
 mod cpu;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
@@ -80,7 +82,20 @@ pub fn sink_attention(
         }
     }
     let out = ws.f32((tokens, heads, dim))?;
-    out.inplace_op1(&Attend { q, kv, windows, window, compressed, sinks, scale, batch })?;
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    let partial = metal::partial_results(heads, window, compressed.as_ref(), batch, ws)?;
+    out.inplace_op1(&Attend {
+        q,
+        kv,
+        windows,
+        window,
+        compressed,
+        sinks,
+        scale,
+        batch,
+        #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+        partial,
+    })?;
     Ok(out)
 }
 
@@ -93,6 +108,9 @@ struct Attend<'a> {
     sinks: &'a Tensor,
     scale: f32,
     batch: &'a Ragged,
+    /// Where the shares of a token's rows wait to be joined.
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    partial: Tensor,
 }
 
 impl InplaceOp1 for Attend<'_> {
@@ -100,7 +118,10 @@ impl InplaceOp1 for Attend<'_> {
         "attention"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let (_, heads, dim) = self.q.dims3()?;
         let q = host::<f32>(self.name(), self.q)?;

@@ -1,6 +1,8 @@
 //! Pooling a window of tokens into one row, with learned weights per channel.
 
 mod cpu;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
@@ -108,7 +110,10 @@ impl InplaceOp1 for Pool<'_> {
         "pool"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let values = host::<f32>(self.name(), self.values)?;
         let gates = host::<f32>(self.name(), self.gates)?;

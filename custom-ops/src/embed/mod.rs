@@ -1,6 +1,8 @@
 //! Rows of a table by index.
 
 mod cpu;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
@@ -34,7 +36,10 @@ impl InplaceOp1 for Embed<'_> {
         "embed"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let ids = host::<u32>(self.name(), self.ids)?;
         let vocab = self.table.rows();

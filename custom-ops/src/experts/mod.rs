@@ -2,6 +2,8 @@
 
 mod cpu;
 mod groups;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
@@ -59,7 +61,18 @@ pub fn experts(
         bail!("experts: the clamp must be above 0, or infinite for none, got {clamp}");
     }
     let out = ws.f32((tokens, hidden))?;
-    out.inplace_op1(&Experts { x, routed, ids, weights, shared, clamp })?;
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    let scratch = metal::Scratch::new(routed, ids, shared, ws)?;
+    out.inplace_op1(&Experts {
+        x,
+        routed,
+        ids,
+        weights,
+        shared,
+        clamp,
+        #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+        scratch,
+    })?;
     Ok(out)
 }
 
@@ -87,6 +100,8 @@ struct Experts<'a> {
     weights: &'a Tensor,
     shared: Option<Mlp<'a>>,
     clamp: f32,
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    scratch: metal::Scratch,
 }
 
 impl InplaceOp1 for Experts<'_> {
@@ -94,7 +109,10 @@ impl InplaceOp1 for Experts<'_> {
         "experts"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let x = host::<f32>(self.name(), self.x)?;
         let ids = host::<u32>(self.name(), self.ids)?;

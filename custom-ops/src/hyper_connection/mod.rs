@@ -5,6 +5,8 @@
 //! `S'_k = post_k · y + Σ_j C[j][k] · S_j`. `pre`, `post` and `C` are computed from `S` itself.
 
 mod cpu;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
@@ -129,7 +131,10 @@ impl InplaceOp1 for Mix<'_> {
         "hyper_mix"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let state = host::<f32>(self.name(), self.state)?;
         let raw = host::<f32>(self.name(), self.raw)?;
@@ -161,7 +166,10 @@ impl InplaceOp1 for Collapse<'_> {
         "hyper_collapse"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let state = host::<f32>(self.name(), self.state)?;
         let mix = host::<f32>(self.name(), self.mix)?;
@@ -182,7 +190,10 @@ impl InplaceOp1 for Expand<'_> {
         "hyper_expand"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, state: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, state, layout);
         let state = host_mut::<f32>(self.name(), state, layout)?;
         let y = host::<f32>(self.name(), self.y)?;
         let mix = host::<f32>(self.name(), self.mix)?;

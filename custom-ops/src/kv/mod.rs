@@ -1,12 +1,19 @@
 //! Where a sequence's state lives on the device: rings for what is soon overwritten, pages for
 //! what is only appended.
 
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 mod ring;
 mod rows;
 
 pub use ring::Ring;
 pub(crate) use rows::HostRows;
 pub use rows::{Rows, PAGE_TOKENS};
+
+/// Pages of a list that launches not yet finished may have written: those of the longest chunk of a
+/// prompt that is in flight behind another.
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+pub(crate) const RECENT_PAGES: usize = 16;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
@@ -22,7 +29,10 @@ impl InplaceOp1 for Copy<'_> {
         "kv_copy"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let source = host::<f32>(self.name(), self.source)?;
         if out.len() != source.len() {

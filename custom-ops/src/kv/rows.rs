@@ -56,6 +56,16 @@ impl Rows {
         &self.pages
     }
 
+    /// The pages as a kernel's buffers.
+    ///
+    /// # Errors
+    /// If they are on a device without Metal kernels.
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    pub(crate) fn metal(&self, op: &'static str) -> Result<Vec<crate::device::metal::Binding<'_>>> {
+        let page = |page| crate::device::metal::Binding::tensor(op, page, DType::F32);
+        self.pages.iter().map(|tensor| page(&**tensor)).collect()
+    }
+
     /// Bytes held, shared pages included.
     pub fn bytes(&self) -> usize {
         self.pages.len() * self.page_rows * self.width * 4

@@ -1,6 +1,8 @@
 //! Products of activations with a weight.
 
 mod cpu;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 mod panels;
 mod strips;
 mod tile;
@@ -10,6 +12,8 @@ use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 use crate::device::{host, host_mut, Workspace};
 use crate::Matrix;
 
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+pub(crate) use metal::{TILE as METAL_TILE, TILE_THREADS as METAL_TILE_THREADS};
 pub(crate) use panels::Panels;
 pub(crate) use strips::{for_each_strip, work};
 pub(crate) use tile::{tile, with_scratch, Scratch, TILE_ROWS};
@@ -61,7 +65,10 @@ impl InplaceOp1 for MatMul<'_> {
         "matmul"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let x = host::<f32>(self.name(), self.x)?;
         let shape = cpu::Shape { groups: self.groups, rows: self.w.rows(), cols: self.w.cols() };

@@ -1,6 +1,8 @@
 //! Root-mean-square normalisation over the last axis.
 
 mod cpu;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 
 pub(crate) use cpu::scale;
 
@@ -38,7 +40,10 @@ impl InplaceOp1 for RmsNorm<'_> {
         "rms_norm"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let x = host::<f32>(self.name(), self.x)?;
         let weight = self.weight.map(|w| host::<f32>(self.name(), w)).transpose()?;

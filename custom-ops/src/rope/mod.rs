@@ -1,6 +1,8 @@
 //! Partial, interleaved rotary position embedding, and its inverse.
 
 mod cpu;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 mod table;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
@@ -53,7 +55,10 @@ impl InplaceOp1 for Rope<'_> {
         "rope"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, x: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, x, layout);
         let x = host_mut::<f32>(self.name(), x, layout)?;
         let positions = host::<u32>(self.name(), self.positions)?;
         let sign = if self.turn == Turn::Inverse { -1.0 } else { 1.0 };

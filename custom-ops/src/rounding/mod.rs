@@ -4,6 +4,8 @@
 //! rounding, so it is applied even where values are kept in f32.
 
 mod cpu;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor, D};
 
@@ -21,11 +23,7 @@ pub fn fp8_round_trip(x: &Tensor, channels: usize) -> Result<()> {
         bail!("fp8_round_trip: {channels} channels of rows of {dim}");
     }
     let block = block_of(channels, 64);
-    x.inplace_op1(&Round {
-        op: "fp8_round_trip",
-        dim,
-        apply: move |row: &mut [f32]| cpu::fp8_round_trip(&mut row[..channels], block),
-    })
+    x.inplace_op1(&Round { dim, to: To::Fp8 { channels, block } })
 }
 
 /// Turns each row by the Walsh–Hadamard matrix (natural order, scaled by `dim^-1/2`), then rounds
@@ -39,14 +37,7 @@ pub fn hadamard_fp4_round_trip(x: &Tensor) -> Result<()> {
     if !dim.is_power_of_two() {
         bail!("hadamard_fp4_round_trip: rows of {dim}, which is no power of two");
     }
-    x.inplace_op1(&Round {
-        op: "hadamard_fp4_round_trip",
-        dim,
-        apply: move |row: &mut [f32]| {
-            cpu::hadamard(row);
-            cpu::fp4_round_trip(row, dim.min(32));
-        },
-    })
+    x.inplace_op1(&Round { dim, to: To::HadamardFp4 })
 }
 
 /// The largest power of two that divides `channels`, at most `most`.
@@ -57,20 +48,37 @@ fn block_of(channels: usize, most: usize) -> usize {
     }
 }
 
-struct Round<F> {
-    op: &'static str,
+struct Round {
     dim: usize,
-    apply: F,
+    to: To,
 }
 
-impl<F: Fn(&mut [f32]) + Sync + Send> InplaceOp1 for Round<F> {
+#[derive(Clone, Copy)]
+enum To {
+    Fp8 { channels: usize, block: usize },
+    HadamardFp4,
+}
+
+impl InplaceOp1 for Round {
     fn name(&self) -> &'static str {
-        self.op
+        match self.to {
+            To::Fp8 { .. } => "fp8_round_trip",
+            To::HadamardFp4 => "hadamard_fp4_round_trip",
+        }
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, x: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let x = host_mut::<f32>(self.op, x, layout)?;
-        for_each_row(x, self.dim, |_, row| (self.apply)(row));
+        crate::device::metal_emulated!(self, x, layout);
+        let x = host_mut::<f32>(self.name(), x, layout)?;
+        for_each_row(x, self.dim, |_, row| match self.to {
+            To::Fp8 { channels, block } => cpu::fp8_round_trip(&mut row[..channels], block),
+            To::HadamardFp4 => {
+                cpu::hadamard(row);
+                cpu::fp4_round_trip(row, self.dim.min(32));
+            }
+        });
         Ok(())
     }
 }

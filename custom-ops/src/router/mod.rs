@@ -1,10 +1,12 @@
 //! Which experts a token goes to, and with what weight.
 
 mod cpu;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use crate::device::{host, host_mut, Workspace};
+use crate::device::{host, host_mut, on_metal, Workspace};
 
 /// How the experts of a token are chosen.
 #[derive(Clone, Copy, Debug)]
@@ -57,8 +59,12 @@ pub fn route(
         }
     };
     let ids = ws.u32((tokens, k))?;
-    ids.inplace_op1(&Choose { logits, choice, experts, k })?;
     let weights = ws.f32((tokens, k))?;
+    ids.inplace_op1(&Choose { logits, choice, experts, k, scale, weights: &weights })?;
+    // The Metal kernel has done both.
+    if on_metal(logits.device()) {
+        return Ok((ids, weights));
+    }
     weights.inplace_op1(&Weigh { logits, ids: &ids, experts, k, scale })?;
     Ok((ids, weights))
 }
@@ -68,6 +74,10 @@ struct Choose<'a> {
     choice: Choice<'a>,
     experts: usize,
     k: usize,
+    #[cfg_attr(not(any(feature = "metal", feature = "metal-emulator")), allow(dead_code))]
+    scale: f32,
+    #[cfg_attr(not(any(feature = "metal", feature = "metal-emulator")), allow(dead_code))]
+    weights: &'a Tensor,
 }
 
 impl InplaceOp1 for Choose<'_> {
@@ -75,7 +85,10 @@ impl InplaceOp1 for Choose<'_> {
         "route"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
         let out = host_mut::<u32>(self.name(), out, layout)?;
         match self.choice {
             Choice::TopK { bias, .. } => {

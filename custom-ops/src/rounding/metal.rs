@@ -1,0 +1,53 @@
+//! The launches.
+
+use candle_core::{bail, Result};
+
+use super::{Round, To};
+use crate::device::metal::{library, parameters, Launch, Library, Output};
+
+/// Values of a row that a SIMD-group has room for.
+const MOST_DIM: usize = 1024;
+
+parameters! {
+    struct Fp8 {
+        dim: u32,
+        channels: u32,
+        block: u32,
+    }
+}
+
+parameters! {
+    struct Fp4 {
+        dim: u32,
+        scale: f32,
+    }
+}
+
+fn kernels() -> &'static Library {
+    library!()
+}
+
+impl Round {
+    pub(super) fn on_metal(&self, x: &Output) -> Result<()> {
+        let (op, dim) = (candle_core::InplaceOp1::name(self), self.dim);
+        let rows = x.elements / dim.max(1);
+        match self.to {
+            To::Fp8 { channels, block } => {
+                let params =
+                    Fp8 { dim: dim as u32, channels: channels as u32, block: block as u32 };
+                Launch::new(op, kernels(), op, &params).write(x).run(
+                    &x.gpu,
+                    [channels / block, rows, 1],
+                    32,
+                )
+            }
+            To::HadamardFp4 => {
+                if dim > MOST_DIM {
+                    bail!("{op}: Metal kernels have rows of up to {MOST_DIM} values, not {dim}");
+                }
+                let params = Fp4 { dim: dim as u32, scale: (dim as f32).powf(-0.5) };
+                Launch::new(op, kernels(), op, &params).write(x).run(&x.gpu, [rows, 1, 1], 32)
+            }
+        }
+    }
+}
