@@ -1,7 +1,9 @@
 //! A model, its tokenizer and the sequences it runs.
 
 mod generate;
+mod job;
 mod sequence;
+mod service;
 
 use std::path::Path;
 
@@ -15,7 +17,9 @@ use crate::sample::SampleError;
 use crate::tokenizer::{self, Tokenizer};
 
 pub use generate::{Finish, Outcome, Progress, Request};
+pub use job::{Chosen, Guide, GuideError, Job, Namespace, TokenLogprob, Update};
 pub use sequence::Sequence;
+pub use service::{Refused, Service, Updates};
 
 /// Tokens of a prompt that one forward pass takes: what a user waits for at most before a
 /// cancelled prompt stops.

@@ -1,0 +1,7 @@
+//! The HTTP server: four dialects around one stream of events.
+
+mod event;
+mod request;
+
+pub use event::{End, Event, Finish, Usage};
+pub use request::{Format, Input, Request, ToolChoice};
