@@ -2,6 +2,8 @@
 
 mod event;
 mod request;
+mod structure;
 
 pub use event::{End, Event, Finish, Usage};
 pub use request::{Format, Input, Request, ToolChoice};
+pub use structure::guide;
