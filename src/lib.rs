@@ -37,6 +37,7 @@ pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod demo;
+mod disk;
 pub mod engine;
 pub mod gguf;
 pub mod guide;

@@ -310,7 +310,7 @@ fn what_cannot_be_enforced_is_refused_if_strict_and_loosened_if_not() {
             )
         })
     };
-    let (_, calls) = guide(&[loose.clone()], Text::Free, Calls::Required).unwrap();
+    let (_, calls) = guide(std::slice::from_ref(&loose), Text::Free, Calls::Required).unwrap();
     assert!(calls[0].1["a"].is_array(), "{calls:?}");
     let error = guide(&[strict], Text::Free, Calls::Required).unwrap_err();
     assert!(error.to_string().contains("\"a\" of tool \"f\""), "{error}");
