@@ -1,6 +1,7 @@
 //! The HTTP server: four dialects around one stream of events.
 
 mod event;
+pub mod page;
 mod request;
 mod structure;
 
