@@ -1,6 +1,7 @@
 //! What all requests share, and what is decided about each before its handler sees it.
 
 use std::collections::HashSet;
+use std::io;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use super::trace::Tracer;
 use super::{chat, completions, health, models, tokenize};
 use super::{ApiError, Dialect, Kind};
 use crate::engine::{Namespace, Service};
+use crate::guide::Guides;
 
 /// How the server behaves.
 #[derive(Clone, Debug)]
@@ -95,6 +97,7 @@ pub struct App(pub(super) Arc<Inner>);
 pub(super) struct Inner {
     pub service: Service,
     pub settings: Settings,
+    pub guides: Guides,
     pub metrics: Metrics,
     pub tracer: Option<Tracer>,
     pub replay: Option<Arc<dyn Replay>>,
@@ -156,12 +159,12 @@ impl App {
     /// A server for this engine.
     ///
     /// # Errors
-    /// The trace cannot be opened.
+    /// The trace cannot be opened, or the vocabulary not be indexed.
     pub fn new(
         service: Service,
         settings: Settings,
         replay: Option<Arc<dyn Replay>>,
-    ) -> std::io::Result<(Self, Stopper)> {
+    ) -> io::Result<(Self, Stopper)> {
         let (draining, is_draining) = watch::channel(false);
         let (cut, is_cut) = watch::channel(false);
         let tokenizer = service.tokenizer();
@@ -175,7 +178,9 @@ impl App {
         let what =
             format!("{} {} {:?}", env!("CARGO_PKG_VERSION"), settings.model, service.config());
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let guides = Guides::new(Arc::clone(tokenizer)).map_err(io::Error::other)?;
         let inner = Inner {
+            guides,
             metrics: Metrics::new(&settings.model),
             tracer,
             replay,
