@@ -165,9 +165,11 @@ impl Service {
     /// If too many wait already, the job can never fit into memory, or the service is being
     /// stopped.
     pub fn submit(&self, job: Job) -> Result<Updates, Refused> {
+        // A prompt that is too long for the context is told so as its job's answer.
         let tokens = job.prompt.len().saturating_add(job.max_tokens).min(self.context + 1);
-        if let Err(EngineError::Memory { tokens, needed, budget }) =
-            check_memory(&self.footprint, tokens, self.limits.kv_bytes)
+        let fits_context = job.prompt.len() < self.context;
+        if let (true, Err(EngineError::Memory { tokens, needed, budget })) =
+            (fits_context, check_memory(&self.footprint, tokens, self.limits.kv_bytes))
         {
             return Err(Refused::Memory { tokens, needed, budget });
         }
