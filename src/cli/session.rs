@@ -233,7 +233,7 @@ impl Session {
         output.map_err(Failure::output)?;
         let end = match outcome.finish {
             Finish::Caller if writing.called => End::ToolCalls,
-            Finish::Caller => End::Interrupted,
+            Finish::Caller | Finish::Stopping => End::Interrupted,
             Finish::Stop if stopped => End::Interrupted,
             Finish::Stop if !writing.message.tool_calls.is_empty() => End::ToolCalls,
             Finish::Stop => End::Stop,

@@ -348,7 +348,7 @@ impl Answer {
             engine::Finish::Stop => (Finish::Stop, false),
             engine::Finish::Length => (Finish::Length, true),
             engine::Finish::Context => (Finish::Context, true),
-            engine::Finish::Caller => return Err(AnswerError::Stopped),
+            engine::Finish::Caller | engine::Finish::Stopping => return Err(AnswerError::Stopped),
         };
         match &mut self.reader {
             Read::Done => {}

@@ -12,7 +12,7 @@ use axum::http::request::Parts;
 use axum::http::{header, Extensions, HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::{from_fn_with_state, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::MethodRouter;
+use axum::routing::{get, MethodRouter};
 use axum::Router;
 use futures_util::FutureExt;
 use tokio::sync::{watch, Semaphore};
@@ -22,7 +22,7 @@ use super::asking::Replay;
 use super::body::UNIT;
 use super::metrics::Metrics;
 use super::trace::Tracer;
-use super::{chat, completions, health, models, tokenize};
+use super::{chat, completions, health, models, page, tokenize};
 use super::{ApiError, Dialect, Kind};
 use crate::engine::{Namespace, Service};
 use crate::guide::Guides;
@@ -181,7 +181,7 @@ impl App {
         let guides = Guides::new(Arc::clone(tokenizer)).map_err(io::Error::other)?;
         let inner = Inner {
             guides,
-            metrics: Metrics::new(&settings.model),
+            metrics: Metrics::new(&settings.model, &service),
             tracer,
             replay,
             created: now(),
@@ -207,7 +207,7 @@ impl App {
     /// All paths, with the guard before them.
     pub fn router(&self) -> Router {
         let mut router = Router::new();
-        let mut paths = HashSet::new();
+        let mut paths = HashSet::from(["/".to_owned()]);
         let mut route = |path: &str, handler: MethodRouter<Self>| {
             paths.insert(path.to_owned());
             let bare = std::mem::take(&mut router);
@@ -219,6 +219,7 @@ impl App {
         tokenize::routes(&mut route);
         health::routes(&mut route);
         router
+            .route("/", get(chat_page))
             .fallback(no_such_path)
             .method_not_allowed_fallback(no_such_method)
             .layer(from_fn_with_state((self.clone(), Arc::new(paths)), guard))
@@ -237,6 +238,17 @@ pub(super) fn now() -> u64 {
 /// A new id that nobody can guess.
 pub(super) fn new_id(prefix: &str) -> String {
     format!("{prefix}{:032x}", rand::random::<u128>())
+}
+
+/// The page for people.
+async fn chat_page() -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, page::policy()),
+        (header::CACHE_CONTROL, "no-cache"),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ];
+    (headers, page::html()).into_response()
 }
 
 async fn no_such_path(caller: Caller, request: Request) -> Response {

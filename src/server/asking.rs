@@ -64,8 +64,6 @@ struct Run {
     updates: Option<Updates>,
     answer: Answer,
     events: VecDeque<Event>,
-    /// Counted as running rather than waiting.
-    running: bool,
     prefilled: bool,
     last_token: Option<Instant>,
     finish: Option<Finish>,
@@ -204,12 +202,10 @@ impl App {
                 parallel_tool_calls: request.parallel_tool_calls,
                 call_prefix,
             };
-            inner.metrics.waiting.inc();
             answers.runs.push(Run {
                 updates: Some(updates),
                 answer: Answer::new(Arc::clone(tokenizer), reading, keep.clone()),
                 events: VecDeque::new(),
-                running: false,
                 prefilled: false,
                 last_token: None,
                 finish: None,
@@ -351,11 +347,6 @@ impl Answers {
                 }
                 Poll::Pending => return Poll::Pending,
             };
-            if !run.running {
-                run.running = true;
-                metrics.waiting.dec();
-                metrics.running.inc();
-            }
             if matches!(update, Update::Token(_)) {
                 let now = Instant::now();
                 match run.last_token.replace(now) {
@@ -396,8 +387,6 @@ impl Drop for Answers {
         let inner = &self.app.0;
         let elapsed = self.start.elapsed();
         for run in &self.runs {
-            let gauge = if run.running { &inner.metrics.running } else { &inner.metrics.waiting };
-            gauge.dec();
             let usage = run.answer.usage();
             inner.metrics.ended(run.finish.as_ref(), usage, elapsed);
             log(&self.caller.request_id, run, usage, elapsed.as_secs_f64());

@@ -23,6 +23,7 @@ mod health;
 mod listen;
 mod metrics;
 mod models;
+pub mod page;
 mod request;
 mod sse;
 mod stop;

@@ -87,6 +87,18 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N")]
     pub parallel: Option<usize>,
 
+    /// Of these, answers for one key [default: all of them]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub parallel_per_key: Option<usize>,
+
+    /// Answers that may wait for their turn
+    #[arg(long, value_name = "N", default_value_t = 256, hide_short_help = true)]
+    pub max_waiting: usize,
+
+    /// Megabytes of memory for running answers and known prompts [default: a quarter of all]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub kv_memory_mb: Option<usize>,
+
     /// Folder for prompts that outlive the server
     #[arg(long, value_name = "DIR")]
     pub kv_disk_dir: Option<PathBuf>,

@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use super::failure::Failure;
 use super::terminal::{self, tell};
 use super::{help_or_mistake, session};
-use crate::engine::Service;
+use crate::engine::{Limits, Service};
 use crate::server::{serve, App};
 use args::ServeArgs;
 use options::Options;
@@ -51,8 +51,11 @@ fn run(line: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
     let listener = runtime.block_on(bind(&options))?;
     let mut engine = session::open_engine(&options.model, &options.device)?;
     engine.set_context(options.context);
-    let service = Service::start(engine)
-        .map_err(|error| Failure::Run(format!("no thread for the engine: {error}")))?;
+    let mut limits = Limits::of(&options.device);
+    options.limit(&mut limits);
+    let service = Service::start_with(engine, limits).map_err(|error| {
+        Failure::Run(format!("the engine cannot be started: {error}; try a smaller --ctx"))
+    })?;
     let (app, stopper) = App::new(service.clone(), options.settings.clone(), None)
         .map_err(|error| Failure::Run(format!("the server cannot be set up: {error}")))?;
     announce(&options, &listener, &service)?;
@@ -107,6 +110,8 @@ fn announce(options: &Options, listener: &TcpListener, service: &Service) -> Res
         std::net::IpAddr::V4(ip) => ip.to_string(),
     };
     let url = format!("http://{host}:{}", address.port());
-    tell(&format!("listening on {url} (OpenAI base URL {url}/v1, Anthropic base URL {url})"));
+    tell(&format!(
+        "listening on {url} (chat in a browser; OpenAI base URL {url}/v1, Anthropic {url})"
+    ));
     Ok(())
 }

@@ -10,6 +10,7 @@ use super::args::{LogFormat, ServeArgs};
 use crate::cli::failure::Failure;
 use crate::cli::model_path::ModelPath;
 use crate::cli::options::{device, model_path, read_text, use_threads};
+use crate::engine::Limits;
 use crate::server::{Access, Keys, Settings};
 
 /// The environment variable that holds a key.
@@ -25,8 +26,12 @@ pub struct Options {
     pub context: usize,
     /// Where to listen.
     pub address: SocketAddr,
-    /// Answers that are worked on at a time.
-    pub parallel: Option<usize>,
+    /// Answers that are worked on at a time, and of one key at a time.
+    parallel: (Option<usize>, Option<usize>),
+    /// Answers that may wait.
+    waiting: usize,
+    /// Bytes for running answers and known prompts.
+    kv_bytes: Option<usize>,
     /// How the log is written.
     pub log: (LogFormat, tracing::level_filters::LevelFilter),
     /// Everything else.
@@ -77,21 +82,37 @@ impl Options {
             device: device(args.backend, args.cpu, args.cuda, args.metal)?,
             context: args.ctx,
             address,
-            parallel: args.parallel,
+            parallel: (args.parallel, args.parallel_per_key),
+            waiting: args.max_waiting,
+            kv_bytes: args.kv_memory_mb.map(|megabytes| megabytes << 20),
             log: (args.log_format, args.log_level),
             settings,
         })
     }
 }
 
+impl Options {
+    /// Changes the engine's limits where something was said about them.
+    pub fn limit(&self, limits: &mut Limits) {
+        let (parallel, per_key) = self.parallel;
+        limits.parallel = parallel.unwrap_or(limits.parallel);
+        limits.per_namespace = per_key.unwrap_or(limits.parallel);
+        limits.waiting = self.waiting;
+        limits.kv_bytes = self.kv_bytes.unwrap_or(limits.kv_bytes);
+    }
+}
+
 fn check(args: &ServeArgs) -> Result<(), Failure> {
-    let least: [(&str, usize, usize, usize); 6] = [
+    let least: [(&str, usize, usize, usize); 9] = [
         ("--ctx", args.ctx, 2, usize::MAX),
         ("--tokens", args.tokens, 1, usize::MAX),
         ("--max-n", args.max_n, 1, 128),
         ("--body-limit-mb", args.body_limit_mb, 1, 1024),
         ("--max-connections", args.max_connections, 1, 1 << 20),
         ("--parallel", args.parallel.unwrap_or(1), 1, 4096),
+        ("--parallel-per-key", args.parallel_per_key.unwrap_or(1), 1, 4096),
+        ("--max-waiting", args.max_waiting, 1, 1 << 20),
+        ("--kv-memory-mb", args.kv_memory_mb.unwrap_or(1), 1, 1 << 30),
     ];
     for (flag, value, low, high) in least {
         if !(low..=high).contains(&value) {
