@@ -64,6 +64,13 @@ impl Rendered {
         opening
     }
 
+    /// The end of a block of tool calls, on a line of its own if `new_line`.
+    pub fn call_closing(new_line: bool) -> Self {
+        let mut closing = Self::new();
+        closing.push_tag(if new_line { "\n</" } else { "</" }, "tool_calls>");
+        closing
+    }
+
     /// Appends plain text: whatever it says, it yields no control token.
     pub fn push(&mut self, text: &str) {
         self.text.push_str(text);
