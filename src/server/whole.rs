@@ -30,7 +30,7 @@ impl Whole {
     /// Takes the next event.
     pub fn push(&mut self, event: Event) {
         match event {
-            Event::Prefill { .. } | Event::ToolEnd { .. } => {}
+            Event::Prefill { .. } | Event::ReasoningEnd { .. } | Event::ToolEnd { .. } => {}
             Event::Begin(usage) => self.usage = usage,
             Event::Reasoning(text) => self.reasoning.push_str(&text),
             Event::Text(text) => self.text.push_str(&text),

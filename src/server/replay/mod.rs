@@ -73,60 +73,17 @@ impl Replay {
         }
     }
 
-    /// Remembers an answer at its end, and returns the note that brings it back.
+    /// What remembers one answer.
     ///
     /// `before` is what [`Replay::render`] said of its prompt, `reading` how it is read.
-    pub fn keep(
+    pub fn keeper(
         self: &Arc<Self>,
         namespace: Namespace,
         before: Fingerprint,
         reading: Reading,
-    ) -> Keep {
+    ) -> Box<dyn Keep> {
         let replay = Arc::clone(self);
-        Arc::new(move |sampled| replay.remember(namespace, before, &reading, sampled))
-    }
-
-    fn remember(
-        &self,
-        namespace: Namespace,
-        before: Fingerprint,
-        reading: &Reading,
-        sampled: Sampled<'_>,
-    ) -> Option<String> {
-        let Content::Reply { reasoning: opened, .. } = reading.content else { return None };
-        let seen = Seen::of(&self.tokenizer, reading, &sampled)?;
-        let control = self.tokenizer.control();
-        // A reply that was not to reason, and did, is repeated as one piece.
-        let thought = if opened { sampled.reasoning } else { 0 };
-        let (reasoning, rest) = sampled.ids.split_at_checked(thought)?;
-        let reasoning = match reasoning.split_last() {
-            Some((&last, before)) if last == control.end_think => before,
-            _ => reasoning,
-        };
-        let mut rest = rest.to_vec();
-        if let Finish::StopText(_) = sampled.finish {
-            rest = shown(&self.tokenizer, &rest, &seen.text);
-        }
-        if seen.unclosed {
-            close_calls(&self.tokenizer, &mut rest);
-        }
-        let calls = seen.calls.iter().zip(sampled.calls);
-        let calls: Option<Vec<Call>> = calls
-            .map(|(call, id)| Some(Call::new(call_key(id)?, &call.name, &call.arguments)))
-            .collect();
-        let record = Record {
-            id: rand::random(),
-            before,
-            reasoning: reasoning.into(),
-            rest: rest.into(),
-            text: record::digest(&seen.text),
-            thought: record::digest(&seen.reasoning),
-            calls: calls?,
-        };
-        let note = Note { record: record.id, reasoning: Arc::clone(&record.reasoning) };
-        let sealed = note.seal(&self.secret, namespace);
-        self.locked().insert(namespace, record, control);
-        sealed
+        Box::new(Keeper { replay, namespace, before, reading, id: rand::random() })
     }
 
     /// The records of the answers in `tokens`, a prompt of this namespace and perhaps the answer
@@ -209,6 +166,69 @@ impl Replay {
             gathered.push(message.clone());
         }
         changed.then_some(gathered)
+    }
+}
+
+/// Remembers one answer.
+struct Keeper {
+    replay: Arc<Replay>,
+    namespace: Namespace,
+    before: Fingerprint,
+    reading: Reading,
+    /// The record's.
+    id: [u8; 16],
+}
+
+impl Keeper {
+    /// Ids of reasoning, without the token that ends it.
+    fn thought<'a>(&self, reasoning: &'a [u32]) -> &'a [u32] {
+        match reasoning.split_last() {
+            Some((&last, before)) if last == self.replay.tokenizer.control().end_think => before,
+            _ => reasoning,
+        }
+    }
+
+    fn record(&self, sampled: &Sampled<'_>) -> Option<Record> {
+        let Content::Reply { reasoning: opened, .. } = self.reading.content else { return None };
+        let tokenizer = &self.replay.tokenizer;
+        let seen = Seen::of(tokenizer, &self.reading, sampled)?;
+        // A reply that was not to reason, and did, is repeated as one piece.
+        let thought = if opened { sampled.reasoning } else { 0 };
+        let (reasoning, rest) = sampled.ids.split_at_checked(thought)?;
+        let mut rest = rest.to_vec();
+        if let Finish::StopText(_) = sampled.finish {
+            rest = shown(tokenizer, &rest, &seen.text);
+        }
+        if seen.unclosed {
+            close_calls(tokenizer, &mut rest);
+        }
+        let calls = seen.calls.iter().zip(sampled.calls);
+        let calls: Option<Vec<Call>> = calls
+            .map(|(call, id)| Some(Call::new(call_key(id)?, &call.name, &call.arguments)))
+            .collect();
+        Some(Record {
+            id: self.id,
+            before: self.before,
+            reasoning: self.thought(reasoning).into(),
+            rest: rest.into(),
+            text: record::digest(&seen.text),
+            thought: record::digest(&seen.reasoning),
+            calls: calls?,
+        })
+    }
+}
+
+impl Keep for Keeper {
+    fn note(&mut self, reasoning: &[u32]) -> Option<String> {
+        let note = Note { record: self.id, reasoning: self.thought(reasoning).into() };
+        note.seal(&self.replay.secret, self.namespace)
+    }
+
+    fn keep(&mut self, sampled: Sampled<'_>) {
+        if let Some(record) = self.record(&sampled) {
+            let control = self.replay.tokenizer.control();
+            self.replay.locked().insert(self.namespace, record, control);
+        }
     }
 }
 
