@@ -32,12 +32,13 @@ async fn create(State(app): State<App>, caller: Caller, body: Json) -> Response 
 }
 
 async fn answer(app: &App, caller: &Caller, body: &Json) -> Result<Response, ApiError> {
-    let asked = Asked::read(&body.value, app, true)?;
-    let answers = app.ask(caller, &asked.request, CALL).await?;
+    let asked = Asked::read(&body.value, app, caller, true)?;
+    let caller = Caller { namespace: asked.namespace, ..caller.clone() };
+    let answers = app.ask(&caller, &asked.request, CALL).await?;
     let head = Head {
         id: new_id("msg_"),
         model: asked.model,
-        request_id: caller.request_id.clone(),
+        request_id: caller.request_id,
         shows_reasoning: asked.shows_reasoning,
     };
     if asked.stream {
@@ -49,7 +50,7 @@ async fn answer(app: &App, caller: &Caller, body: &Json) -> Result<Response, Api
 
 async fn count(State(app): State<App>, caller: Caller, body: Json) -> Response {
     let counted = async {
-        let asked = Asked::read(&body.value, &app, false)?;
+        let asked = Asked::read(&body.value, &app, &caller, false)?;
         Ok(app.prompt(&caller, &asked.request).await?.ids.len())
     };
     match counted.await {

@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value};
 
+use crate::engine::Namespace;
 use crate::prompt::{Conversation, Ending, Message, Role, Thinking, Tool, ToolCall};
-use crate::server::app::App;
+use crate::server::app::{App, Caller};
 use crate::server::fields::Fields;
 use crate::server::{common, ApiError, Format, Input, Request, ToolChoice};
 
@@ -26,6 +27,8 @@ pub struct Asked {
     pub stream: bool,
     /// Whether thinking blocks have text.
     pub shows_reasoning: bool,
+    /// Whose cache may be used.
+    pub namespace: Namespace,
 }
 
 impl Asked {
@@ -33,7 +36,12 @@ impl Asked {
     ///
     /// # Errors
     /// A field that makes no sense, by name.
-    pub fn read(body: &Value, app: &App, to_be_answered: bool) -> Result<Self, ApiError> {
+    pub fn read(
+        body: &Value,
+        app: &App,
+        caller: &Caller,
+        to_be_answered: bool,
+    ) -> Result<Self, ApiError> {
         let fields = Fields::body(body)?;
         if fields.list("mcp_servers")?.is_some_and(|servers| !servers.is_empty()) {
             return Err(fields.error("mcp_servers", "this server connects to no others"));
@@ -73,7 +81,8 @@ impl Asked {
             format,
         };
         let stream = fields.boolean("stream")?.unwrap_or(false);
-        Ok(Self { request, model: model.name, stream, shows_reasoning })
+        let namespace = common::namespace(&fields, caller)?;
+        Ok(Self { request, model: model.name, stream, shows_reasoning, namespace })
     }
 }
 
@@ -83,11 +92,13 @@ fn thinking(fields: &Fields<'_>) -> Result<(Option<Thinking>, bool), ApiError> {
     let output = fields.fields("output_config")?;
     let effort = output.map(|output| common::effort(&output, "effort")).transpose()?.flatten();
     let Some(thinking) = fields.fields("thinking")? else { return Ok((effort, true)) };
-    let words = [("enabled", true), ("adaptive", true), ("between_tools", true), ("disabled", false)];
+    let words =
+        [("enabled", true), ("adaptive", true), ("between_tools", true), ("disabled", false)];
     thinking.required("type")?;
     let on = thinking.word("type", &words)?.unwrap_or(true);
     thinking.count("budget_tokens", 0, usize::MAX)?;
-    let shown = thinking.word("display", &[("summarized", true), ("full", true), ("omitted", false)])?;
+    let shown =
+        thinking.word("display", &[("summarized", true), ("full", true), ("omitted", false)])?;
     let how = match effort {
         _ if !on => Thinking::Off,
         None | Some(Thinking::Off) => Thinking::On,
