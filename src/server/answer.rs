@@ -306,9 +306,8 @@ impl Answer {
                     }
                 }
                 Piece::ToolCallsEnd => self.end(Finish::ToolCalls, events),
-                Piece::Malformed { call: Some(index), fault: Fault::Unterminated, .. } if cut => {
+                Piece::Malformed { call: Some(_), fault: Fault::Unterminated, .. } if cut => {
                     self.open = None;
-                    events.push(Event::ToolEnd { index });
                 }
                 Piece::Malformed { call: Some(_), fault, .. } => {
                     return Err(AnswerError::Call(fault));
@@ -374,7 +373,7 @@ impl Answer {
             engine::Finish::Stop => (Finish::Stop, false),
             engine::Finish::Length => (Finish::Length, true),
             engine::Finish::Context => (Finish::Context, true),
-            engine::Finish::Caller => return Err(AnswerError::Stopped),
+            engine::Finish::Caller | engine::Finish::Stopping => return Err(AnswerError::Stopped),
         };
         match &mut self.reader {
             Read::Done => {}

@@ -1,6 +1,7 @@
 //! What all requests share, and what is decided about each before its handler sees it.
 
 use std::collections::HashSet;
+use std::io;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use axum::http::request::Parts;
 use axum::http::{header, Extensions, HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::{from_fn_with_state, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::MethodRouter;
+use axum::routing::{get, MethodRouter};
 use axum::Router;
 use futures_util::FutureExt;
 use tokio::sync::{watch, Semaphore};
@@ -20,9 +21,10 @@ use super::access::{Access, Keys};
 use super::body::UNIT;
 use super::metrics::Metrics;
 use super::trace::Tracer;
-use super::{chat, completions, health, messages, models, responses, tokenize};
+use super::{chat, completions, health, messages, models, page, responses, tokenize};
 use super::{ApiError, Dialect, Kind, Replay};
 use crate::engine::{Namespace, Service};
+use crate::guide::Guides;
 
 /// How the server behaves.
 #[derive(Clone, Debug)]
@@ -94,6 +96,7 @@ pub struct App(pub(super) Arc<Inner>);
 pub(super) struct Inner {
     pub service: Service,
     pub settings: Settings,
+    pub guides: Guides,
     pub metrics: Metrics,
     pub tracer: Option<Tracer>,
     pub replay: Option<Arc<Replay>>,
@@ -157,12 +160,12 @@ impl App {
     /// A server for this engine.
     ///
     /// # Errors
-    /// The trace cannot be opened.
+    /// The trace cannot be opened, or the vocabulary not be indexed.
     pub fn new(
         service: Service,
         settings: Settings,
         replay: Option<Arc<Replay>>,
-    ) -> std::io::Result<(Self, Stopper)> {
+    ) -> io::Result<(Self, Stopper)> {
         let (draining, is_draining) = watch::channel(false);
         let (cut, is_cut) = watch::channel(false);
         let tokenizer = service.tokenizer();
@@ -176,8 +179,10 @@ impl App {
         let what =
             format!("{} {} {:?}", env!("CARGO_PKG_VERSION"), settings.model, service.config());
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let guides = Guides::new(Arc::clone(tokenizer)).map_err(io::Error::other)?;
         let inner = Inner {
-            metrics: Metrics::new(&settings.model),
+            guides,
+            metrics: Metrics::new(&settings.model, &service),
             tracer,
             replay,
             kept: Arc::default(),
@@ -204,7 +209,7 @@ impl App {
     /// All paths, with the guard before them.
     pub fn router(&self) -> Router {
         let mut router = Router::new();
-        let mut paths = HashSet::new();
+        let mut paths = HashSet::from(["/".to_owned()]);
         let mut route = |path: &str, handler: MethodRouter<Self>| {
             paths.insert(path.to_owned());
             let bare = std::mem::take(&mut router);
@@ -218,6 +223,7 @@ impl App {
         tokenize::routes(&mut route);
         health::routes(&mut route);
         router
+            .route("/", get(chat_page))
             .fallback(no_such_path)
             .method_not_allowed_fallback(no_such_method)
             .layer(from_fn_with_state((self.clone(), Arc::new(paths)), guard))
@@ -236,6 +242,17 @@ pub(super) fn now() -> u64 {
 /// A new id that nobody can guess.
 pub(super) fn new_id(prefix: &str) -> String {
     format!("{prefix}{:032x}", rand::random::<u128>())
+}
+
+/// The page for people.
+async fn chat_page() -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, page::policy()),
+        (header::CACHE_CONTROL, "no-cache"),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ];
+    (headers, page::html()).into_response()
 }
 
 async fn no_such_path(caller: Caller, request: Request) -> Response {

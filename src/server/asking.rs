@@ -8,10 +8,12 @@ use std::time::Instant;
 
 use super::app::{App, Caller};
 use super::error::{ApiError, Kind};
+use super::structure;
 use super::trace::Traced;
 use super::{Answer, Content, Event, Finish, Format, Input, Reading, Request, ToolChoice};
 use super::{Usage, Whole};
-use crate::engine::{Job, Update, Updates};
+use crate::engine::{Guide, Job, Update, Updates};
+use crate::guide::GuideError;
 use crate::prompt::{
     Conversation, Ending, Fingerprint, Rendered, Replayed, Role, Thinking, Tokens,
 };
@@ -47,8 +49,6 @@ struct Run {
     updates: Option<Updates>,
     answer: Answer,
     events: VecDeque<Event>,
-    /// Counted as running rather than waiting.
-    running: bool,
     prefilled: bool,
     last_token: Option<Instant>,
     finish: Option<Finish>,
@@ -120,6 +120,28 @@ impl App {
         reading.await.map_err(|_| ApiError::new(Kind::Server, "the prompt cannot be read"))?
     }
 
+    /// What holds each answer to the form that a request asks for.
+    async fn guides(&self, request: &Request) -> Result<Vec<Option<Box<dyn Guide>>>, ApiError> {
+        let inner = Arc::clone(&self.0);
+        let request = request.clone();
+        let request_has_schema = matches!(request.format, Format::JsonSchema(_));
+        let _turn = self.0.readers.acquire().await.map_err(|_| stopping())?;
+        let building = tokio::task::spawn_blocking(move || {
+            (0..request.n).map(|_| structure::guide(&inner.guides, &request)).collect()
+        });
+        let built: Result<Vec<_>, GuideError> = building
+            .await
+            .map_err(|_| ApiError::new(Kind::Server, "the answer's form cannot be prepared"))?;
+        built.map_err(|error| {
+            let param = match error {
+                GuideError::Schema { .. } if request_has_schema => "response_format",
+                GuideError::Schema { .. } => "tools",
+                _ => "tool_choice",
+            };
+            ApiError::field(param, error.to_string())
+        })
+    }
+
     /// Asks the engine for the answers that a request wants. `call_prefix` is what the ids of
     /// calls begin with.
     ///
@@ -133,15 +155,10 @@ impl App {
     ) -> Result<Answers, ApiError> {
         let start = Instant::now();
         let inner = &self.0;
-        refuse_structure(request)?;
         let Prompt { ids, landmarks, content, before } = self.prompt(caller, request).await?;
+        let guides = self.guides(request).await?;
         let tokenizer = inner.service.tokenizer();
         let max_tokens = request.max_tokens.unwrap_or(inner.settings.max_tokens);
-        let mut sampling = request.sampling.clone();
-        if request.tool_choice == ToolChoice::None {
-            // The client runs no call, so the model must not begin one.
-            sampling.logit_bias.insert(tokenizer.control().dsml, f32::NEG_INFINITY);
-        }
         let mut answers = Answers {
             app: self.clone(),
             caller: caller.clone(),
@@ -150,14 +167,14 @@ impl App {
             turn: 0,
             start,
         };
-        for index in 0..request.n as u64 {
-            let mut sampling = sampling.clone();
-            sampling.seed = sampling.seed.wrapping_add(index);
+        for (index, guide) in guides.into_iter().enumerate() {
+            let mut sampling = request.sampling.clone();
+            sampling.seed = sampling.seed.wrapping_add(index as u64);
             let updates = inner.service.submit(Job {
                 prompt: ids.clone(),
                 sampling,
                 max_tokens: max_tokens.min(inner.service.context()),
-                guide: None,
+                guide,
                 logprobs: request.logprobs,
                 namespace: caller.namespace,
                 landmarks: landmarks.clone(),
@@ -172,34 +189,16 @@ impl App {
                 inner.replay.as_ref().zip(before).map(|(replay, before)| {
                     replay.keeper(caller.namespace, before, reading.clone())
                 });
-            inner.metrics.waiting.inc();
             answers.runs.push(Run {
                 updates: Some(updates),
                 answer: Answer::new(Arc::clone(tokenizer), reading, keep),
                 events: VecDeque::new(),
-                running: false,
                 prefilled: false,
                 last_token: None,
                 finish: None,
             });
         }
         Ok(answers)
-    }
-}
-
-/// Says no to what only constrained decoding can promise, rather than to promise it.
-fn refuse_structure(request: &Request) -> Result<(), ApiError> {
-    let refused = match (&request.tool_choice, &request.format) {
-        (ToolChoice::Required | ToolChoice::Named(_), _) => Some("tool_choice"),
-        (_, Format::JsonObject | Format::JsonSchema(_)) => Some("response_format"),
-        _ => None,
-    };
-    match refused {
-        Some(param) => {
-            let message = format!("{param}: this server cannot force the form of an answer");
-            Err(ApiError::field(param, message))
-        }
-        None => Ok(()),
     }
 }
 
@@ -328,11 +327,6 @@ impl Answers {
                 }
                 Poll::Pending => return Poll::Pending,
             };
-            if !run.running {
-                run.running = true;
-                metrics.waiting.dec();
-                metrics.running.inc();
-            }
             if matches!(update, Update::Token(_)) {
                 let now = Instant::now();
                 match run.last_token.replace(now) {
@@ -373,8 +367,6 @@ impl Drop for Answers {
         let inner = &self.app.0;
         let elapsed = self.start.elapsed();
         for run in &self.runs {
-            let gauge = if run.running { &inner.metrics.running } else { &inner.metrics.waiting };
-            gauge.dec();
             let usage = run.answer.usage();
             inner.metrics.ended(run.finish.as_ref(), usage, elapsed);
             log(&self.caller.request_id, run, usage, elapsed.as_secs_f64());

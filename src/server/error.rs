@@ -195,6 +195,10 @@ impl From<&EngineError> for ApiError {
             EngineError::PromptTooLong { tokens, context, most } => {
                 Self::context(*tokens, true, *context, *most)
             }
+            EngineError::Memory { .. } => {
+                Self::field("max_tokens", error.to_string()).with_code("memory_exceeded")
+            }
+            EngineError::Stopping => Self::new(Kind::Overloaded, error.to_string()),
             EngineError::EmptyPrompt => Self::field("messages", error.to_string()),
             EngineError::Sample(SampleError::Setting { name, .. }) => {
                 Self::field(*name, error.to_string())
@@ -210,6 +214,11 @@ impl From<&EngineError> for ApiError {
 
 impl From<Refused> for ApiError {
     fn from(refused: Refused) -> Self {
-        Self::new(Kind::Overloaded, refused.to_string())
+        match refused {
+            Refused::Memory { .. } => {
+                Self::field("max_tokens", refused.to_string()).with_code("memory_exceeded")
+            }
+            _ => Self::new(Kind::Overloaded, refused.to_string()),
+        }
     }
 }

@@ -39,7 +39,7 @@ pub enum Event {
         /// What to append.
         fragment: String,
     },
-    /// A call is complete.
+    /// A call is complete. Of a call that was cut off, it is not told.
     ToolEnd {
         /// Which call.
         index: usize,

@@ -24,10 +24,11 @@ async fn health(State(app): State<App>) -> Response {
         true => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
         false => (StatusCode::OK, "ok"),
     };
+    let stats = app.service().stats();
     let body = json!({
         "status": word,
-        "running": inner.metrics.running.get(),
-        "waiting": inner.metrics.waiting.get(),
+        "running": stats.running,
+        "waiting": stats.waiting,
     });
     (status, JsonResponse(body)).into_response()
 }
@@ -54,6 +55,7 @@ async fn server_info(State(app): State<App>) -> Response {
         "version": env!("CARGO_PKG_VERSION"),
         "context_length": app.service().context(),
         "max_model_len": app.service().context(),
+        "max_running_requests": app.service().limits().parallel,
         "model_context_length": config.context_length,
         "vocab_size": config.vocab_size,
         "system_fingerprint": inner.fingerprint,

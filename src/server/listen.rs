@@ -86,12 +86,16 @@ pub async fn serve(
     drop(listener);
     drop(alive);
     let _ = stopper.draining.send(true);
+    let (service, grace) = (app.0.service.clone(), settings.grace);
+    // The engine turns away what waits, and keeps what it knows of the rest.
+    let engine = tokio::task::spawn_blocking(move || service.stop(grace));
     tracing::info!(grace_seconds = settings.grace.as_secs(), "stopping");
     if timeout(settings.grace, all_gone.recv()).await.is_err() {
         tracing::warn!("cutting off what still runs");
         let _ = stopper.cut.send(true);
         let _ = timeout(LAST_WORDS, all_gone.recv()).await;
     }
+    let _ = engine.await;
     Ok(address)
 }
 

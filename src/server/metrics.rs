@@ -2,18 +2,19 @@
 //! and autoscalers work unchanged.
 
 use std::fmt;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use prometheus_client::encoding::{text::encode, EncodeLabelSet};
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{text::encode, DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::{Finish, Usage};
+use crate::engine::Service;
 
 /// Seconds to the first token: from a cached prompt on a GPU to a long one on a CPU.
 const FIRST_TOKEN: [f64; 18] = [
@@ -42,10 +43,6 @@ struct RequestLabel {
 /// What is counted.
 pub struct Metrics {
     registry: Registry,
-    /// Answers whose prompt has not begun to be read.
-    pub waiting: Gauge,
-    /// Answers that are being worked on.
-    pub running: Gauge,
     /// Open connections.
     pub connections: Gauge,
     prompt: Counter,
@@ -58,7 +55,6 @@ pub struct Metrics {
     first_token: Histogram,
     between_tokens: Histogram,
     whole: Histogram,
-    kv_usage: Gauge<f64, AtomicU64>,
     /// Requests whose handler panicked.
     pub panics: Counter,
     /// Connections that were turned away because there were too many.
@@ -67,11 +63,9 @@ pub struct Metrics {
 
 impl Metrics {
     /// Nothing has happened yet.
-    pub fn new(model: &str) -> Self {
+    pub fn new(model: &str, service: &Service) -> Self {
         let mut registry = Registry::default();
         let metrics = Self {
-            waiting: Gauge::default(),
-            running: Gauge::default(),
             connections: Gauge::default(),
             prompt: Counter::default(),
             generated: Counter::default(),
@@ -83,7 +77,6 @@ impl Metrics {
             first_token: Histogram::new(FIRST_TOKEN),
             between_tokens: Histogram::new(BETWEEN_TOKENS),
             whole: Histogram::new(WHOLE),
-            kv_usage: Gauge::default(),
             panics: Counter::default(),
             turned_away: Counter::default(),
             registry: Registry::default(),
@@ -96,13 +89,7 @@ impl Metrics {
         let m = &metrics;
         let label = ("model_name".into(), model.to_owned().into());
         let r = registry.sub_registry_with_label(label);
-        r.register("vllm:num_requests_waiting", "Answers waiting", m.waiting.clone());
-        r.register("vllm:num_requests_running", "Answers running", m.running.clone());
-        r.register(
-            "vllm:kv_cache_usage_perc",
-            "Used part of the cache, 0 to 1",
-            m.kv_usage.clone(),
-        );
+        r.register_collector(Box::new(Engine { service: service.clone() }));
         r.register("vllm:prompt_tokens", "Prompt tokens", m.prompt.clone());
         r.register("vllm:generation_tokens", "Generated tokens", m.generated.clone());
         r.register("vllm:prefix_cache_queries", "Prompt tokens looked up", m.queried.clone());
@@ -162,11 +149,6 @@ impl Metrics {
         }
     }
 
-    /// The used part of the memory for caches, 0 to 1.
-    pub fn kv_usage(&self, part: f64) {
-        self.kv_usage.set(part);
-    }
-
     /// The text that Prometheus reads.
     ///
     /// # Errors
@@ -175,5 +157,66 @@ impl Metrics {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+}
+
+/// What the engine counts itself, asked for when somebody wants to know.
+struct Engine {
+    service: Service,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Engine")
+    }
+}
+
+impl Collector for Engine {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let stats = self.service.stats();
+        let used = stats.reserved_bytes.saturating_add(stats.kept_bytes) as f64;
+        let part = used / self.service.limits().kv_bytes.max(1) as f64;
+        let gauges: [(&str, &str, f64); 7] = [
+            ("vllm:num_requests_waiting", "Answers that wait", stats.waiting as f64),
+            ("vllm:num_requests_running", "Answers that are worked on", stats.running as f64),
+            ("vllm:kv_cache_usage_perc", "Used part of the memory for sequences, 0 to 1", part),
+            ("ds4_engine_paused", "Answers whose readers lag behind", stats.paused as f64),
+            ("ds4_cache_reserved_bytes", "Bytes of running answers", stats.reserved_bytes as f64),
+            ("ds4_cache_kept_bytes", "Bytes kept for prompts to come", stats.kept_bytes as f64),
+            ("ds4_cache_frontiers", "Points prompts can start from", stats.frontiers as f64),
+        ];
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        let counters: [(&str, &str, f64); 9] = [
+            ("ds4_engine_jobs", "Answers that have ended", stats.ended as f64),
+            ("ds4_engine_jobs_failed", "Answers that failed", stats.failed as f64),
+            ("ds4_engine_jobs_cancelled", "Answers nobody waited for", stats.cancelled as f64),
+            ("ds4_engine_steps", "Forward passes", stats.steps as f64),
+            ("ds4_engine_step_tokens", "Tokens of forward passes", stats.step_tokens as f64),
+            ("ds4_engine_step_seconds", "Time of forward passes", stats.step_time.as_secs_f64()),
+            (
+                "ds4_cache_memory_hit_tokens",
+                "Prompt tokens found in memory",
+                stats.cached_memory_tokens as f64,
+            ),
+            (
+                "ds4_cache_disk_hit_tokens",
+                "Prompt tokens found on disk",
+                stats.cached_disk_tokens as f64,
+            ),
+            ("ds4_cache_evicted", "Points dropped for lack of room", stats.evicted as f64),
+        ];
+        for (name, help, value) in counters {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(
+                name,
+                help,
+                None,
+                counter.metric_type(),
+            )?)?;
+        }
+        Ok(())
     }
 }

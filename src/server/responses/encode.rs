@@ -74,10 +74,13 @@ impl Items {
         if !whole.text.is_empty() {
             tell(Event::Text(whole.text));
         }
+        let complete = whole.calls.len() - usize::from(whole.cut);
         for (index, call) in whole.calls.into_iter().enumerate() {
             tell(Event::ToolBegin { index, id: call.id, name: call.name });
             tell(Event::ToolArguments { index, fragment: call.arguments });
-            tell(Event::ToolEnd { index });
+            if index < complete {
+                tell(Event::ToolEnd { index });
+            }
         }
         match whole.end {
             Some(end) => {
@@ -198,11 +201,15 @@ impl Items {
                     self.tell("response.reasoning_summary_part.done", data, frames);
                     summary = json!([part]);
                 }
-                let note = note.filter(|_| self.resource.echo.encrypted);
-                let item = json!({
+                let mut item = json!({
                     "id": id, "type": "reasoning", "status": status, "summary": summary,
                     "content": [part], "encrypted_content": note,
                 });
+                // Whoever refers to the item later need not have wanted to see the note.
+                self.resource.keep(&item);
+                if !self.resource.echo.encrypted {
+                    item["encrypted_content"] = Value::Null;
+                }
                 self.done(item, frames);
             }
             Some(Open::Message { id, text, logprobs }) => {

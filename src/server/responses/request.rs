@@ -49,8 +49,6 @@ pub struct Echo {
     pub summary: bool,
     /// The reasoning is wanted as something to send back.
     pub encrypted: bool,
-    /// Probabilities are wanted.
-    pub logprobs: bool,
 }
 
 impl Asked {
@@ -98,7 +96,6 @@ impl Asked {
             store: fields.boolean("store")?.unwrap_or(true),
             summary,
             encrypted: include.contains(&ENCRYPTED_REASONING),
-            logprobs,
         };
         let messages = messages(&fields, app, namespace)?;
         let conversation =
