@@ -17,7 +17,7 @@
 //!
 //! The note holds the ids of the reasoning itself, so that reasoning survives a server that has
 //! forgotten the rest or was started again with the same [`Secret`]. The records can go with a
-//! cached prompt as bytes: [`Replay::attachment`] and [`Replay::restore`].
+//! cached prompt as bytes: [`Attach`].
 
 mod note;
 mod pack;
@@ -28,7 +28,7 @@ mod store;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::engine::{self, Chosen, Namespace, Outcome, Update};
+use crate::engine::{self, Attach, Chosen, Namespace, Outcome, Update};
 use crate::prompt::{
     Conversation, Fingerprint, Message, Recall, Recorded, Rendered, Replayed, Role,
 };
@@ -84,25 +84,6 @@ impl Replay {
     ) -> Box<dyn Keep> {
         let replay = Arc::clone(self);
         Box::new(Keeper { replay, namespace, before, reading, id: rand::random() })
-    }
-
-    /// The records of the answers in `tokens`, a prompt of this namespace and perhaps the answer
-    /// to it, as bytes: for whoever keeps the state of those tokens on disk.
-    pub fn attachment(&self, namespace: Namespace, tokens: &[u32]) -> Vec<u8> {
-        let records = self.locked().within(namespace, tokens, self.tokenizer.control());
-        pack::pack(&records)
-    }
-
-    /// Takes in what [`attachment`](Self::attachment) gave, and returns how many records it had.
-    /// Bytes that are damaged, or of another version, hold none.
-    pub fn restore(&self, namespace: Namespace, bytes: &[u8]) -> usize {
-        let records = pack::unpack(bytes, self.tokenizer.vocab_size()).unwrap_or_default();
-        let count = records.len();
-        let mut store = self.locked();
-        for record in records {
-            store.insert(namespace, record, self.tokenizer.control());
-        }
-        count
     }
 
     /// Bytes of what is remembered.
@@ -166,6 +147,22 @@ impl Replay {
             gathered.push(message.clone());
         }
         changed.then_some(gathered)
+    }
+}
+
+impl Attach for Replay {
+    /// The records of the answers that are in `tokens`.
+    fn attachment(&self, namespace: Namespace, tokens: &[u32]) -> Vec<u8> {
+        pack::pack(&self.locked().within(namespace, tokens, self.tokenizer.control()))
+    }
+
+    /// Bytes that are damaged, or of another version, hold no records.
+    fn restore(&self, namespace: Namespace, attachment: &[u8]) {
+        let records = pack::unpack(attachment, self.tokenizer.vocab_size()).unwrap_or_default();
+        let mut store = self.locked();
+        for record in records {
+            store.insert(namespace, record, self.tokenizer.control());
+        }
     }
 }
 
@@ -357,3 +354,6 @@ fn shown(tokenizer: &Tokenizer, ids: &[u32], text: &str) -> Vec<u32> {
     tokenizer.encode_into(&text[said..], &mut shown);
     shown
 }
+
+#[cfg(test)]
+mod tests;
