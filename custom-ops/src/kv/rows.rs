@@ -66,9 +66,14 @@ impl Rows {
         self.pages.iter().map(|tensor| page(&**tensor)).collect()
     }
 
+    /// Bytes of one page.
+    pub fn page_bytes(&self) -> usize {
+        self.page_rows * self.width * 4
+    }
+
     /// Bytes held, shared pages included.
     pub fn bytes(&self) -> usize {
-        self.pages.len() * self.page_rows * self.width * 4
+        self.pages.len() * self.page_bytes()
     }
 
     /// Appends `count` rows of `batch` `[rows, width]`, from row `from` on.
