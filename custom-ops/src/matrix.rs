@@ -27,6 +27,8 @@ pub struct Matrix {
 #[derive(Clone)]
 enum Data {
     Host(Bytes),
+    #[cfg(feature = "metal")]
+    Metal(crate::device::metal::MetalWeights),
 }
 
 /// All rows of a weight in host memory, matrix after matrix.
@@ -111,6 +113,8 @@ impl Matrix {
     pub fn byte_len(&self) -> usize {
         match &self.data {
             Data::Host(bytes) => bytes.len(),
+            #[cfg(feature = "metal")]
+            Data::Metal(weights) => weights.len(),
         }
     }
 
@@ -118,7 +122,23 @@ impl Matrix {
     pub fn bytes(&self) -> Option<&Bytes> {
         match &self.data {
             Data::Host(bytes) => Some(bytes),
+            #[cfg(feature = "metal")]
+            Data::Metal(_) => None,
         }
+    }
+
+    /// The same weight where an Apple GPU reads it. Blocks that are part of a memory `mapped` file
+    /// are not copied: the GPU reads the map, and only pages that it touches come into memory.
+    ///
+    /// # Errors
+    /// If the blocks are not in host memory, do not begin at a multiple of 16, or the device refuses.
+    #[cfg(feature = "metal")]
+    pub fn to_metal(&self, device: &candle_core::MetalDevice, mapped: bool) -> Result<Self> {
+        let Some(bytes) = self.bytes() else {
+            bail!("a weight is on the GPU already");
+        };
+        let weights = crate::device::metal::MetalWeights::new(bytes, mapped, device)?;
+        Ok(Self { data: Data::Metal(weights), ..self.clone() })
     }
 
     /// All values as an f32 CPU tensor: `[rows, cols]`, or `[stack, rows, cols]` of a stack other
@@ -127,7 +147,7 @@ impl Matrix {
     /// # Errors
     /// If the blocks are not in host memory.
     pub fn dequantize(&self) -> Result<Tensor> {
-        let Data::Host(bytes) = &self.data;
+        let HostMatrix { bytes, .. } = self.host("dequantize")?;
         let mut values = vec![0.0; self.stack * self.rows * self.cols];
         self.format.decode(bytes, &mut values)?;
         match self.stack {
@@ -180,8 +200,10 @@ impl Matrix {
     ///
     /// # Errors
     /// If the blocks are not in host memory.
-    pub(crate) fn host(&self, _op: &'static str) -> Result<HostMatrix<'_>> {
-        let Data::Host(bytes) = &self.data;
+    pub(crate) fn host(&self, op: &'static str) -> Result<HostMatrix<'_>> {
+        let Some(bytes) = self.bytes() else {
+            bail!("{op}: a weight is on the GPU, the activations in host memory");
+        };
         Ok(HostMatrix { format: self.format, row_bytes: self.row_bytes, bytes })
     }
 }

@@ -27,6 +27,9 @@ struct Attend {
     float scale;
 };
 
+// Pipelines for compressed rows that are packed and for such in f32.
+FUNCTION_CONSTANT(bool, IS_PACKED, 0)
+
 // Row `r` of those that the token at `position` attends to: window first. Null for a place that is
 // empty.
 inline device const uchar* attended(constant Attend& p, device const float* kv, device const float* past,
@@ -82,9 +85,15 @@ kernel void attend(constant Attend& p [[buffer(0)]], constant Page* pages [[buff
             device const uchar* row =
                 r < to ? attended(p, kv, past, pages, ids, position, in_window, r) : nullptr;
             if (lane == 0u) there[simd] = row != nullptr ? 1u : 0u;
-            for (uint i = 0; i < VALUES; i++) {
-                tile[simd][lane + LANES * i] =
-                    row != nullptr ? ((device const float*)row)[lane + LANES * i] : 0.0f;
+            if (row == nullptr) {
+                for (uint i = 0; i < VALUES; i++) tile[simd][lane + LANES * i] = 0.0f;
+            } else if (IS_PACKED && r >= in_window) {
+                for (uint i = 0; i < VALUES; i++) {
+                    tile[simd][lane + LANES * i] = packed_row_value(row, lane + LANES * i);
+                }
+            } else {
+                device const float* values = (device const float*)row;
+                for (uint i = 0; i < VALUES; i++) tile[simd][lane + LANES * i] = values[lane + LANES * i];
             }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);

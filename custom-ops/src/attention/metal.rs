@@ -6,6 +6,7 @@ use super::{Attend, Compressed, Selection};
 use crate::device::metal::{library, parameters, Binding, Launch, Library, Output};
 use crate::device::{on_metal, Workspace};
 use crate::ragged::{Ragged, Span};
+use crate::RowFormat;
 
 /// The head that the kernels are made for.
 const DIM: usize = 512;
@@ -93,6 +94,12 @@ impl Attend<'_> {
                 Some(Selection::Visible { ratio }) => (ratio, None),
                 Some(Selection::Chosen(ids)) => (0, Some(ids)),
             };
+            let format = rows.map_or(RowFormat::F32 { width: dim }, |rows| rows.format());
+            let packed = match format {
+                RowFormat::F32 { .. } => false,
+                RowFormat::Fp8 { nope: 448, rope: 64 } => true,
+                other => bail!("attention: no Metal kernel reads rows of {other:?}"),
+            };
             let k = chosen.map_or(Ok(0), |ids| ids.dim(1))?;
             let shares = splits(heads, span.len, most_rows(self.window, self.compressed.as_ref(), span)?);
             let params = Params {
@@ -105,7 +112,7 @@ impl Attend<'_> {
                 chosen: k as u32,
                 rows: rows.map_or(0, |rows| rows.len()) as u32,
                 page_rows: rows.map_or(1, |rows| rows.page_rows()) as u32,
-                row_bytes: (dim * 4) as u32,
+                row_bytes: format.row_bytes() as u32,
                 splits: shares as u32,
                 scale: self.scale,
             };
@@ -119,6 +126,7 @@ impl Attend<'_> {
             };
             let groups = [shares, heads.div_ceil(HEADS), span.len];
             Launch::new("attention", kernels(), "attend", &params)
+                .constants(&[packed])
                 .table(&pages, crate::kv::RECENT_PAGES)
                 .read(self.q)?
                 .read(self.kv)?

@@ -17,6 +17,9 @@ struct Select {
     uint row_bytes;
 };
 
+// Pipelines for keys that are packed and for such in f32.
+FUNCTION_CONSTANT(bool, IS_PACKED, 0)
+
 // Grid: row blocks, tokens. Writes `scores` [tokens, stride].
 kernel void index_scores(constant Select& p [[buffer(0)]], constant Page* pages [[buffer(1)]],
                          device const float* q [[buffer(2)]], device const float* weights [[buffer(3)]],
@@ -29,8 +32,11 @@ kernel void index_scores(constant Select& p [[buffer(0)]], constant Page* pages 
     if (first >= visible || visible <= p.k) return;
     for (uint r = 0; r < 8; r++) {
         bool there = first + r < visible;
-        device const float* key = (device const float*)row_at(pages, there ? first + r : first, p.page_rows, p.row_bytes);
-        for (uint i = lane; i < DIM; i += LANES) keys[simd][r * DIM + i] = there ? key[i] : 0.0f;
+        device const uchar* key = row_at(pages, there ? first + r : first, p.page_rows, p.row_bytes);
+        for (uint i = lane; i < DIM; i += LANES) {
+            float v = IS_PACKED ? packed_key_value(key, i) : ((device const float*)key)[i];
+            keys[simd][r * DIM + i] = there ? v : 0.0f;
+        }
     }
     simdgroup_barrier(mem_flags::mem_threadgroup);
     device const float* heads = q + ulong(token) * p.heads * DIM;

@@ -6,6 +6,7 @@ use super::Select;
 use crate::device::metal::{library, parameters, Launch, Library, Output};
 use crate::device::{on_metal, Workspace};
 use crate::ragged::Ragged;
+use crate::RowFormat;
 
 /// The head that the kernels are made for.
 const DIM: usize = 128;
@@ -58,6 +59,11 @@ impl Select<'_> {
         }
         for (span, keys) in self.batch.spans().iter().zip(self.keys) {
             let visible = span.end() / self.ratio;
+            let packed = match keys.format() {
+                RowFormat::F32 { .. } => false,
+                RowFormat::Fp4 { width: DIM } => true,
+                other => bail!("select_rows: no Metal kernel reads keys of {other:?}"),
+            };
             let pages = keys.metal("select_rows")?;
             let at_once = tokens_at_once(span.len, visible);
             for first in (0..span.len).step_by(at_once) {
@@ -70,10 +76,11 @@ impl Select<'_> {
                     k: self.k as u32,
                     stride: visible as u32,
                     page_rows: keys.page_rows() as u32,
-                    row_bytes: (dim * 4) as u32,
+                    row_bytes: keys.format().row_bytes() as u32,
                 };
                 if visible > self.k {
                     Launch::new("select_rows", kernels(), "index_scores", &params)
+                        .constants(&[packed])
                         .table(&pages, crate::kv::RECENT_PAGES)
                         .read(self.q)?
                         .read(self.weights)?

@@ -1,22 +1,26 @@
-// FP8 of KV rows; Hadamard and FP4 of the indexer's rows; in place.
+// FP8 and BF16 of KV rows; Hadamard and FP4 of the indexer's rows; in place.
 
-struct Fp8 {
+struct Kv {
     uint dim;
-    uint channels;  // that are rounded, the first ones
-    uint block;     // that share a scale: a power of two up to 64
+    uint nope;   // channels that FP8 rounds, the first ones; BF16 rounds the others
+    uint block;  // channels that share a scale: a power of two up to 64
 };
 
-// One SIMD-group a block of up to 64 channels.
-kernel void fp8_round_trip(constant Fp8& p [[buffer(0)]], device float* x [[buffer(1)]],
+// One SIMD-group a block of up to 64 channels, and one for the channels that turn.
+kernel void kv_round_trip(constant Kv& p [[buffer(0)]], device float* x [[buffer(1)]],
                            THREAD_POSITION) {
     device float* at = x + ulong(group.y) * p.dim + group.x * p.block;
+    if (group.x * p.block >= p.nope) {
+        for (uint i = lane; i < p.dim - p.nope; i += LANES) at[i] = round_bf16(at[i]);
+        return;
+    }
     bool has_a = lane < p.block, has_b = lane + 32u < p.block;
     float a = has_a ? at[lane] : 0.0f, b = has_b ? at[lane + 32u] : 0.0f;
     float scale = fp8_scale(simd_max(max(fabs(a), fabs(b))));
     if (has_a) at[lane] = round_e4m3(clamp(a / scale, -448.0f, 448.0f)) * scale;
     if (has_b) at[lane + 32u] = round_e4m3(clamp(b / scale, -448.0f, 448.0f)) * scale;
 }
-KERNEL(fp8_round_trip)
+KERNEL(kv_round_trip)
 
 struct Fp4 {
     uint dim;  // a power of two up to 1024

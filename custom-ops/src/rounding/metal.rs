@@ -9,9 +9,9 @@ use crate::device::metal::{library, parameters, Launch, Library, Output};
 const MOST_DIM: usize = 1024;
 
 parameters! {
-    struct Fp8 {
+    struct Kv {
         dim: u32,
-        channels: u32,
+        nope: u32,
         block: u32,
     }
 }
@@ -32,12 +32,11 @@ impl Round {
         let (op, dim) = (candle_core::InplaceOp1::name(self), self.dim);
         let rows = x.elements / dim.max(1);
         match self.to {
-            To::Fp8 { channels, block } => {
-                let params =
-                    Fp8 { dim: dim as u32, channels: channels as u32, block: block as u32 };
+            To::Kv { nope, block } => {
+                let params = Kv { dim: dim as u32, nope: nope as u32, block: block as u32 };
                 Launch::new(op, kernels(), op, &params).write(x).run(
                     &x.gpu,
-                    [channels / block, rows, 1],
+                    [nope / block + usize::from(nope < dim), rows, 1],
                     32,
                 )
             }

@@ -64,13 +64,18 @@ pub(super) enum Argument<'a> {
     Read(Binding<'a>),
     Write(Binding<'a>),
     /// Addresses of pages, and those of them that a launch not long ago may have written.
-    Table { addresses: Vec<u64>, recent: Vec<Binding<'a>> },
+    Table {
+        addresses: Vec<u64>,
+        #[cfg_attr(not(feature = "metal"), allow(dead_code, reason = "the emulator is in order"))]
+        recent: Vec<Binding<'a>>,
+    },
 }
 
 /// A kernel with what it is launched with.
 #[must_use]
 pub(crate) struct Launch<'a> {
     op: &'static str,
+    #[cfg_attr(not(feature = "metal"), allow(dead_code, reason = "names are enough there"))]
     pub(super) library: &'static Library,
     pub(super) kernel: String,
     pub(super) constants: Vec<bool>,

@@ -15,6 +15,8 @@ mod real;
 mod scratch;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "metal")]
+mod weights;
 
 pub(crate) use binding::{Binding, Output};
 #[cfg(feature = "metal-emulator")]
@@ -24,6 +26,8 @@ pub use emulated::{emulate, EMULATED_KERNELS};
 pub(crate) use launch::{library, parameters, Launch, Library, Parameters};
 pub use log::{record, Dispatch};
 pub(crate) use scratch::on_gpu;
+#[cfg(feature = "metal")]
+pub(crate) use weights::MetalWeights;
 
 /// Where a launch runs.
 #[derive(Clone)]

@@ -4,7 +4,10 @@ use candle_core::{Device, Result, Tensor};
 use rand::Rng;
 
 use super::{assert_close, floats, places, rng};
-use crate::{sink_attention, Compressed, Ragged, Ring, Rows, Selection, Workspace, NO_ROW};
+use crate::{
+    kv_round_trip, sink_attention, Compressed, Ragged, Ring, RowFormat, Rows, Selection, Workspace,
+    NO_ROW,
+};
 
 const DIM: usize = 512;
 const WINDOW: usize = 128;
@@ -16,7 +19,10 @@ enum Kind {
     Chosen(usize),
 }
 
-fn check(kind: Kind, heads: usize, spans: &[(usize, usize)]) -> Result<()> {
+const PLAIN: RowFormat = RowFormat::F32 { width: DIM };
+const PACKED: RowFormat = RowFormat::Fp8 { nope: 448, rope: 64 };
+
+fn check(kind: Kind, format: RowFormat, heads: usize, spans: &[(usize, usize)]) -> Result<()> {
     let mut rng = rng();
     let cpu = Device::Cpu;
     let tokens = spans.iter().map(|s| s.1).sum();
@@ -33,6 +39,9 @@ fn check(kind: Kind, heads: usize, spans: &[(usize, usize)]) -> Result<()> {
         .iter()
         .map(|s| floats(((s.0 + s.1) / ratio + 1, DIM), 1.0, &mut rng))
         .collect();
+    if format == PACKED {
+        rows.iter().try_for_each(|rows| kv_round_trip(rows, 448))?;
+    }
     // Ascending, ended early by some.
     let k = match kind {
         Kind::Chosen(k) => k,
@@ -67,7 +76,7 @@ fn check(kind: Kind, heads: usize, spans: &[(usize, usize)]) -> Result<()> {
         let lists: Vec<Rows> = rows
             .iter()
             .map(|rows| {
-                let mut list = Rows::new(ratio, DIM, device);
+                let mut list = Rows::with_format(ratio, format, device);
                 list.append(&on(rows), 0, rows.dim(0).unwrap()).unwrap();
                 list
             })
@@ -98,19 +107,19 @@ fn check(kind: Kind, heads: usize, spans: &[(usize, usize)]) -> Result<()> {
 #[test]
 fn over_the_window_alone() -> Result<()> {
     // Split rows; a chunk that begins a sequence; both in one batch.
-    check(Kind::Window, 64, &[(300, 1)])?;
-    check(Kind::Window, 5, &[(0, 9)])?;
-    check(Kind::Window, 2, &[(0, 2), (131, 9), (127, 1)])
+    check(Kind::Window, PLAIN, 64, &[(300, 1)])?;
+    check(Kind::Window, PLAIN, 5, &[(0, 9)])?;
+    check(Kind::Window, PLAIN, 2, &[(0, 2), (131, 9), (127, 1)])
 }
 
 #[test]
 fn over_all_visible_rows() -> Result<()> {
-    check(Kind::Visible(128), 16, &[(1500, 1), (255, 2)])?;
-    check(Kind::Visible(4), 3, &[(700, 9)])
+    check(Kind::Visible(128), PACKED, 16, &[(1500, 1), (255, 2)])?;
+    check(Kind::Visible(4), PLAIN, 3, &[(700, 9)])
 }
 
 #[test]
 fn over_chosen_rows() -> Result<()> {
-    check(Kind::Chosen(40), 16, &[(900, 2), (3, 1)])?;
-    check(Kind::Chosen(24), 3, &[(2200, 9), (0, 1)])
+    check(Kind::Chosen(40), PLAIN, 16, &[(900, 2), (3, 1)])?;
+    check(Kind::Chosen(24), PACKED, 3, &[(2200, 9), (0, 1)])
 }

@@ -5,8 +5,8 @@ use rand::Rng;
 
 use super::{assert_close, floats, places, rng};
 use crate::{
-    fp8_round_trip, hadamard_fp4_round_trip, hyper_collapse, hyper_expand, hyper_head_mix,
-    hyper_mix, pool, rms_norm, rope, MixParams, PoolState, Pooling, Ragged, Ring, RopeTable, Rows,
+    hadamard_fp4_round_trip, hyper_collapse, hyper_expand, hyper_head_mix,
+    hyper_mix, kv_round_trip, pool, rms_norm, rope, MixParams, PoolState, Pooling, Ragged, Ring, RopeTable, RowFormat, Rows,
     Turn, Workspace, Yarn,
 };
 
@@ -52,7 +52,7 @@ fn rotations_are_right_a_million_tokens_in() -> Result<()> {
 }
 
 #[test]
-fn fp8_rounds_to_the_same_bits() -> Result<()> {
+fn fp8_and_bf16_round_to_the_same_bits() -> Result<()> {
     let mut rng = rng();
     for (dim, channels) in [(512, 448), (64, 48), (8, 8), (20, 20)] {
         // Rows of very different sizes, one of them zeros.
@@ -60,10 +60,10 @@ fn fp8_rounds_to_the_same_bits() -> Result<()> {
         let x = floats((6, dim), 1.0, &mut rng).broadcast_mul(&sizes)?;
         let x = Tensor::cat(&[&x, &x.narrow(0, 0, 1)?.zeros_like()?], 0)?;
         let want = x.copy()?;
-        fp8_round_trip(&want, channels)?;
+        kv_round_trip(&want, channels)?;
         for place in places() {
             let got = place.tensor(&x.copy()?);
-            place.run(|_| fp8_round_trip(&got, channels));
+            place.run(|_| kv_round_trip(&got, channels));
             assert_close(&format!("{channels} of {dim}, {place}"), &got, &want, 0.0);
         }
     }
@@ -186,6 +186,36 @@ fn rings_and_pages_get_their_rows() -> Result<()> {
         let pages: Vec<_> = rows.pages().iter().map(|page| &**page).collect();
         let got = Tensor::cat(&pages, 0)?.narrow(0, 0, 11)?;
         assert_close(&format!("pages, {place}"), &got, &batch.narrow(0, 3, 11)?, 0.0);
+    }
+    Ok(())
+}
+
+#[test]
+fn packed_rows_are_the_bytes_of_the_cpu() -> Result<()> {
+    let mut rng = rng();
+    let fp8 = [(448, 64), (48, 16)].map(|(nope, rope)| RowFormat::Fp8 { nope, rope });
+    let fp4 = [128, 16].map(|width| RowFormat::Fp4 { width });
+    for format in fp8.into_iter().chain(fp4) {
+        let sizes = floats((11, 1), 1.0, &mut rng).powf(7.0)?;
+        let x = floats((11, format.width()), 1.0, &mut rng).broadcast_mul(&sizes)?;
+        let x = Tensor::cat(&[&x, &x.narrow(0, 0, 1)?.zeros_like()?], 0)?;
+        match format {
+            RowFormat::Fp8 { nope, .. } => kv_round_trip(&x, nope)?,
+            _ => hadamard_fp4_round_trip(&x)?,
+        }
+        let bytes = |rows: &Rows| -> Result<Vec<u8>> {
+            let pages: Vec<_> = rows.pages().iter().map(|page| &**page).collect();
+            Tensor::cat(&pages, 0)?.narrow(0, 0, 12)?.flatten_all()?.to_vec1()
+        };
+        let mut want = Rows::with_format(256, format, &Device::Cpu);
+        want.append(&x, 0, 12)?;
+        let want = bytes(&want)?;
+        for place in places() {
+            let x = place.tensor(&x);
+            let mut rows = Rows::with_format(256, format, &place.device());
+            place.run(|_| rows.append(&x, 0, 12));
+            assert_eq!(bytes(&rows)?, want, "{format:?}, {place}");
+        }
     }
     Ok(())
 }

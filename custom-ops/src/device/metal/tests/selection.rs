@@ -4,7 +4,9 @@ use candle_core::{Device, Result, Tensor};
 use rand::Rng;
 
 use super::{assert_close, floats, places, rng};
-use crate::{route, select_rows, Choice, Ragged, Rows, Workspace, NO_ROW};
+use crate::{
+    hadamard_fp4_round_trip, route, select_rows, Choice, Ragged, RowFormat, Rows, Workspace, NO_ROW,
+};
 
 #[test]
 fn experts_are_chosen_and_weighed_as_on_the_cpu() -> Result<()> {
@@ -69,12 +71,16 @@ fn the_best_rows_are_selected_exactly() -> Result<()> {
     let mut rng = rng();
     let (heads, dim, ratio) = (16, 128, 4);
     // The first sequence sees fewer rows than it may attend to, the second more than a page.
-    for (k, spans) in [(20, [(40, 3), (2000, 5)]), (512, [(2041, 2), (2600, 1)])] {
+    let (plain, packed) = (RowFormat::F32 { width: dim }, RowFormat::Fp4 { width: dim });
+    for (format, k, spans) in [(packed, 20, [(40, 3), (2000, 5)]), (plain, 512, [(2041, 2), (2600, 1)])] {
         let tokens = spans[0].1 + spans[1].1;
         let q = floats((tokens, heads, dim), 1.0, &mut rng);
         let weights = floats((tokens, heads), 1.0, &mut rng);
         let keys: Vec<Tensor> =
             spans.iter().map(|s| floats(((s.0 + s.1) / ratio, dim), 1.0, &mut rng)).collect();
+        if format == packed {
+            keys.iter().try_for_each(hadamard_fp4_round_trip)?;
+        }
         let scores = |token: usize, sequence: usize, visible: usize| -> Result<Vec<f64>> {
             let of = |t: &Tensor| t.to_dtype(candle_core::DType::F64);
             let dots = of(&q.get(token)?)?.matmul(&of(&keys[sequence].narrow(0, 0, visible)?)?.t()?)?;
@@ -85,7 +91,7 @@ fn the_best_rows_are_selected_exactly() -> Result<()> {
             let device = place.device();
             let mut lists = Vec::new();
             for keys in &keys {
-                let mut rows = Rows::new(ratio, dim, &device);
+                let mut rows = Rows::with_format(ratio, format, &device);
                 rows.append(&place.tensor(keys), 0, keys.dim(0)?)?;
                 lists.push(rows);
             }
