@@ -2,7 +2,9 @@
 
 use std::marker::PhantomData;
 
-use candle_core::{bail, CpuStorage, DType, Layout, Result, Storage, Tensor};
+#[cfg(feature = "metal-emulator")]
+use candle_core::CpuStorage;
+use candle_core::{bail, DType, Layout, Result, Storage, Tensor};
 
 use super::Gpu;
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{bail, Error, MetalDevice, Result};
-use candle_metal_kernels::metal::{ComputePipeline, ConstantValues, Library, Value};
+use candle_metal_kernels::metal::{Buffer, ComputePipeline, ConstantValues, Library, Value};
 use objc2_metal::{MTLCompileOptions, MTLSize};
 
 use super::binding::Memory;
@@ -56,18 +56,18 @@ pub(super) fn run(
         let index = index + 1;
         match argument {
             Argument::Read(binding) => {
-                let Memory::Device(buffer) = device_memory(launch, binding)? else { continue };
+                let buffer = buffer_of(launch, binding)?;
                 encoder.set_input_buffer(index, Some(buffer), binding.offset);
             }
             Argument::Write(binding) => {
-                let Memory::Device(buffer) = device_memory(launch, binding)? else { continue };
+                let buffer = buffer_of(launch, binding)?;
                 encoder.set_output_buffer(index, Some(buffer), binding.offset);
             }
             Argument::Table { addresses, recent } => {
                 // The encoder orders launches by the buffers that it is told of: what is only
                 // reached through the table is named once, then the place is the table's.
                 for page in recent {
-                    let Memory::Device(buffer) = device_memory(launch, page)? else { continue };
+                    let buffer = buffer_of(launch, page)?;
                     encoder.set_input_buffer(index, Some(buffer), page.offset);
                 }
                 match tables.next() {
@@ -90,9 +90,10 @@ pub(super) fn run(
     Ok(())
 }
 
-fn device_memory<'a>(launch: &Launch<'_>, binding: &'a Binding<'_>) -> Result<&'a Memory> {
+#[cfg_attr(not(feature = "metal-emulator"), allow(unused_variables, clippy::unnecessary_wraps))]
+fn buffer_of<'a>(launch: &Launch<'_>, binding: &'a Binding<'_>) -> Result<&'a Buffer> {
     match &binding.memory {
-        memory @ Memory::Device(_) => Ok(memory),
+        Memory::Device(buffer) => Ok(buffer),
         #[cfg(feature = "metal-emulator")]
         Memory::Host(_) => bail!("{}: an input is in host memory", launch.kernel),
     }
