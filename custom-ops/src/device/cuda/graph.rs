@@ -1,0 +1,129 @@
+//! Launches recorded once and replayed with one call.
+
+use std::sync::Arc;
+
+use candle_core::cuda_backend::cudarc::driver::{sys, CudaGraph, CudaStream};
+use candle_core::{bail, Device, Result};
+
+use super::real::{executor, failed};
+
+/// A recorded stretch of work; the memory that it works on must outlive it.
+///
+/// It belongs to the thread that recorded it, as the device does.
+pub struct Graph {
+    graph: CudaGraph,
+    stream: Arc<CudaStream>,
+    nodes: Vec<sys::CUgraphNode>,
+}
+
+/// Records what `f` launches on `device` instead of running it.
+///
+/// `f` must have run once before on the same shapes, so that every kernel is loaded and every buffer
+/// there: it may launch kernels of ours and nothing else. It must not allocate, copy, or read back;
+/// candle's host copies are refused while it records.
+///
+/// # Errors
+/// What `f` fails with, or the driver; the device is usable afterwards.
+pub fn capture<R>(device: &Device, f: impl FnOnce() -> Result<R>) -> Result<(Graph, R)> {
+    let cuda = device.as_cuda_device()?;
+    let stream = executor(cuda)?.stream().clone();
+    stream.synchronize().map_err(failed("wait"))?;
+    let _no_host_copies = cuda.enable_cuda_graph_htod_cache();
+    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    stream.begin_capture(mode).map_err(failed("capture"))?;
+    let body = f();
+    // An error that a destructor could not return is stored, and would make `end_capture` return
+    // without ending it.
+    let stored = stream.context().check_err();
+    let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
+    let value = body?;
+    stored.map_err(failed("something freed while capturing"))?;
+    let Some(graph) = graph.map_err(failed("capture"))? else {
+        bail!("CUDA: the capture recorded nothing");
+    };
+    graph.upload().map_err(failed("graph upload"))?;
+    let nodes = nodes_of(&graph)?;
+    Ok((Graph { graph, stream, nodes }, value))
+}
+
+impl Graph {
+    /// Queues all of it behind what is queued already.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn launch(&self) -> Result<()> {
+        self.graph.launch().map_err(failed("graph launch"))
+    }
+
+    /// Waits until the device has done all that is queued.
+    ///
+    /// # Errors
+    /// The driver's: a kernel that failed shows here.
+    pub fn wait(&self) -> Result<()> {
+        self.stream.synchronize().map_err(failed("wait"))
+    }
+
+    /// Launches recorded.
+    pub fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Nodes that are no kernels: copies, fills, allocations. Each cuts the chain.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn other_nodes(&self) -> Result<usize> {
+        let mut others = 0;
+        for &node in &self.nodes {
+            let mut kind = sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL;
+            // SAFETY: the node belongs to a graph that is alive.
+            unsafe { sys::cuGraphNodeGetType(node, &mut kind) }.result().map_err(failed("graph"))?;
+            others += usize::from(kind != sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL);
+        }
+        Ok(others)
+    }
+
+    /// Edges along which a kernel may begin before its predecessor has ended.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn programmatic_edges(&self) -> Result<usize> {
+        let graph = self.graph.cu_graph();
+        let none = std::ptr::null_mut;
+        let mut count = 0;
+        // SAFETY: with null arrays the driver writes the number of edges only.
+        unsafe { sys::cuGraphGetEdges_v2(graph, none(), none(), std::ptr::null_mut(), &mut count) }
+            .result()
+            .map_err(failed("graph"))?;
+        let mut from = vec![none(); count];
+        let mut to = vec![none(); count];
+        let blank =
+            sys::CUgraphEdgeData { from_port: 0, to_port: 0, type_: 0, reserved: [0; 5] };
+        let mut edges = vec![blank; count];
+        // SAFETY: the arrays have room for the number of edges just asked for.
+        unsafe {
+            let (from, to) = (from.as_mut_ptr(), to.as_mut_ptr());
+            sys::cuGraphGetEdges_v2(graph, from, to, edges.as_mut_ptr(), &mut count)
+        }
+        .result()
+        .map_err(failed("graph"))?;
+        let programmatic =
+            sys::CUgraphDependencyType_enum::CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC as u8;
+        Ok(edges.iter().take(count).filter(|edge| edge.type_ == programmatic).count())
+    }
+}
+
+fn nodes_of(graph: &CudaGraph) -> Result<Vec<sys::CUgraphNode>> {
+    let mut count = 0;
+    // SAFETY: with a null array the driver writes the number of nodes only.
+    unsafe { sys::cuGraphGetNodes(graph.cu_graph(), std::ptr::null_mut(), &mut count) }
+        .result()
+        .map_err(failed("graph"))?;
+    let mut nodes = vec![std::ptr::null_mut(); count];
+    // SAFETY: the array has room for the number just asked for.
+    unsafe { sys::cuGraphGetNodes(graph.cu_graph(), nodes.as_mut_ptr(), &mut count) }
+        .result()
+        .map_err(failed("graph"))?;
+    nodes.truncate(count);
+    Ok(nodes)
+}
