@@ -53,7 +53,7 @@ namespace cuda_emulator {
 
 /// Runs a kernel's body for every thread of a grid; what went wrong, or nothing.
 template <class L, class F>
-std::string run_grid(const L& l, F body) {
+std::string run(const L& l, F body) {
     emulator::Launch launch;
     launch.grid = {l.grid[0], l.grid[1], l.grid[2]};
     launch.block = {l.block[0], l.block[1], l.block[2]};
@@ -62,16 +62,6 @@ std::string run_grid(const L& l, F body) {
     launch.seed = l.seed;
     launch.ended_count = true;
     return emulator::run(launch, body);
-}
-
-/// The same for callers that cannot go on after a fault.
-template <class L, class F>
-void run(const L& l, F body) {
-    const std::string fault = run_grid(l, body);
-    if (!fault.empty()) {
-        fprintf(stderr, "emulator: %s\n", fault.c_str());
-        abort();
-    }
 }
 
 struct Copy {

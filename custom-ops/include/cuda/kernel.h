@@ -11,8 +11,8 @@
 // scanned for `KERNEL(name` by build.rs, which makes the emulator's table out of them.
 //
 // Under CUDA this is `extern "C" __global__`. Under the emulator it is
-// `extern "C" void emulate_<name>(const EmulatedLaunch*, const void* params)`, which runs the body for
-// every thread of the grid.
+// `extern "C" const char* emulate_<name>(const EmulatedLaunch*, const void* params)`, which runs the body
+// for every thread of the grid and returns what went wrong, or null.
 #pragma once
 
 #include <stdint.h>
@@ -28,16 +28,18 @@ struct EmulatedLaunch {
     uint64_t seed;          // of the order in which threads run between barriers
 };
 
-// Defines `void cuda_emulator::run(const EmulatedLaunch&, F body)`, the wrappers of intrinsics, SHARED,
-// and CUDA's words (`__device__`, `threadIdx`, …).
+// Defines `std::string cuda_emulator::run(const EmulatedLaunch&, F body)` (what went wrong, or nothing),
+// the wrappers of intrinsics, SHARED, and CUDA's words (`__device__`, `threadIdx`, …).
 #include "../../emulator/cuda.h"
 
-#define KERNEL(name, Params, threads)                                                     \
-    static void name##_body(const Params& p);                                             \
-    extern "C" void emulate_##name(const EmulatedLaunch* launch, const void* params) {    \
-        const Params p = *static_cast<const Params*>(params);                             \
-        cuda_emulator::run(*launch, [&p] { name##_body(p); });                            \
-    }                                                                                     \
+#define KERNEL(name, Params, threads)                                                         \
+    static void name##_body(const Params& p);                                                 \
+    extern "C" const char* emulate_##name(const EmulatedLaunch* launch, const void* params) { \
+        static thread_local std::string fault;                                                \
+        const Params p = *static_cast<const Params*>(params);                                 \
+        fault = cuda_emulator::run(*launch, [&p] { name##_body(p); });                        \
+        return fault.empty() ? nullptr : fault.c_str();                                       \
+    }                                                                                         \
     static void name##_body(const Params& p)
 
 #else
