@@ -14,6 +14,8 @@ mod kv;
 mod matmul;
 mod matrix;
 mod ragged;
+#[cfg(cuda_kernels)]
+mod repack;
 mod rms_norm;
 mod rope;
 mod rounding;

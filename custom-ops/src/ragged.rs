@@ -29,6 +29,9 @@ impl Span {
 #[derive(Clone, Debug)]
 pub struct Ragged {
     spans: Vec<Span>,
+    /// What kernels read, u32: positions `[tokens]`, the index of each token's sequence `[tokens]`, and
+    /// row, length and start of each span.
+    table: Tensor,
     positions: Tensor,
 }
 
@@ -39,19 +42,32 @@ impl Ragged {
     /// If a position does not fit in 32 bits, or the device refuses the upload.
     pub fn new(sequences: &[(usize, usize)], device: &Device) -> Result<Self> {
         let mut spans = Vec::with_capacity(sequences.len());
-        let mut positions = Vec::new();
+        let mut row = 0;
         for &(start, len) in sequences {
-            let span = Span { row: positions.len(), len, start };
-            for position in start..span.end() {
-                match u32::try_from(position) {
-                    Ok(position) => positions.push(position),
-                    Err(_) => bail!("ragged batch: position {position} does not fit in 32 bits"),
-                }
+            let span = Span { row, len, start };
+            if u32::try_from(span.end()).is_err() {
+                bail!("ragged batch: position {} does not fit in 32 bits", span.end());
             }
             spans.push(span);
+            row += len;
         }
-        let tokens = positions.len();
-        Ok(Self { spans, positions: Tensor::from_vec(positions, tokens, device)? })
+        let table = table_of(&spans);
+        let len = table.len();
+        let table = Tensor::from_vec(table, len, device)?;
+        let positions = table.narrow(0, 0, row)?;
+        Ok(Self { spans, table, positions })
+    }
+
+    /// What kernels read of the batch: its positions first.
+    #[cfg(cuda_kernels)]
+    pub(crate) fn table(&self) -> &Tensor {
+        &self.table
+    }
+
+    /// Where in [`Ragged::table`] the tokens' sequences and the spans begin.
+    #[cfg(cuda_kernels)]
+    pub(crate) fn table_parts(&self) -> [usize; 2] {
+        [self.tokens(), 2 * self.tokens()]
     }
 
     /// One span per sequence, in order, without gaps.
@@ -89,4 +105,12 @@ impl Ragged {
     pub fn max_visible(&self, ratio: usize) -> usize {
         self.spans.iter().map(|span| span.end() / ratio).max().unwrap_or(0)
     }
+}
+
+/// The content of [`Ragged::table`]; its numbers are known to fit.
+fn table_of(spans: &[Span]) -> Vec<u32> {
+    let positions = spans.iter().flat_map(|span| span.start..span.end());
+    let sequences = spans.iter().enumerate().flat_map(|(i, s)| std::iter::repeat_n(i, s.len));
+    let spans = spans.iter().flat_map(|span| [span.row, span.len, span.start]);
+    positions.chain(sequences).chain(spans).map(|n| n as u32).collect()
 }

@@ -1,5 +1,7 @@
 //! What a device needs once, whatever the op: borrowed host slices and preallocated outputs.
 
+#[cfg(cuda_kernels)]
+pub mod cuda;
 mod host;
 mod rows;
 mod workspace;

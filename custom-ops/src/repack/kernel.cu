@@ -3,7 +3,7 @@
 // A thread writes 16 bytes of quants, so that a warp's stores are whole lines; its loads are two bytes
 // wide because blocks are only that much aligned. The copy from the host is slower than either.
 
-#include "cuda/kernel.h"
+#include "cuda/memory.cuh"
 #include "cuda/layout.h"
 
 struct RepackParams {
