@@ -25,7 +25,7 @@ template <class T> DEVICE T shuffle_up(T value, uint32_t by) {
     return __shfl_up_sync(0xffffffffu, value, by);
 }
 // Bit `l` is lane `l`'s vote.
-DEVICE uint32_t ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
+DEVICE uint32_t warp_ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
 DEVICE void warp_sync() { __syncwarp(); }
 DEVICE uint32_t bit_count(uint32_t bits) { return __popc(bits); }
 
