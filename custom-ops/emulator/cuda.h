@@ -19,6 +19,7 @@
 #define __forceinline__ inline
 #define __restrict__
 #define DEVICE static inline
+#define DEVICE_MEMBER inline
 
 #define threadIdx (emulator::thread_index())
 #define blockIdx (emulator::block_index())

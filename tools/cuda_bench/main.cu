@@ -3,6 +3,7 @@
 //     nvcc -std=c++17 -O3 -arch=sm_90a -o cuda_bench main.cu && ./cuda_bench [check|time|all] [part …]
 //     g++ -std=c++17 -O1 -g -fsanitize=address,undefined -DCUDA_EMULATOR -x c++ main.cu && ./a.out
 #include "../../custom-ops/src/matmul/kernel.cu"
+#include "../../custom-ops/src/matmul/kernel_gemm.cu"
 #include "../../custom-ops/src/matmul/kernel_plain.cu"
 
 #include "matmul.h"

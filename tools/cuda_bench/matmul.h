@@ -143,6 +143,43 @@ inline void check_plain(uint32_t format, uint32_t rows, uint32_t cols, uint32_t 
            relative_error(out.download(), product(w, x, tokens, groups)), 2e-6);
 }
 
+inline void halve(const float* x, uint16_t* halves, uint64_t tokens, uint32_t width, uint32_t order) {
+    const HalveRowsParams h = {x, halves, tokens, width, order};
+    Shape shape;
+    shape.threads = 256;
+    shape.x = uint32_t((tokens * (width / 8) + 255) / 256);
+    LAUNCH(halve_rows, shape, h);
+}
+
+inline void run_gemm(const GemmParams& p, bool wide) {
+    const uint32_t rows = p.w.rows / p.groups, of_block = wide ? 256 : 128, tokens = wide ? 128 : 64;
+    Shape shape;
+    shape.x = (p.tokens + tokens - 1) / tokens;
+    shape.y = (rows + of_block - 1) / of_block;
+    shape.z = p.groups;
+    shape.threads = of_block;
+    shape.shared = tokens * 512;
+    if (p.w.format == WEIGHT_F16) {
+        if (wide) LAUNCH(gemm_f16_256x128, shape, p); else LAUNCH(gemm_f16_128x64, shape, p);
+    } else {
+        if (wide) LAUNCH(gemm_q8_0_256x128, shape, p); else LAUNCH(gemm_q8_0_128x64, shape, p);
+    }
+}
+
+inline void check_gemm(uint32_t format, uint32_t rows, uint32_t cols, uint32_t tokens, uint32_t groups, bool wide) {
+    const RandomWeight w(format, 1, rows, cols);
+    const std::vector<float> x = normals(size_t(tokens) * groups * cols);
+    const Buffer<float> x_there(x);
+    Buffer<uint16_t> halves(x.size());
+    Buffer<float> out(size_t(tokens) * rows);
+    halve(x_there.get(), halves.get(), tokens, groups * cols, format == WEIGHT_Q8_0 ? HALVES_FOR_Q8_0 : HALVES_IN_ORDER);
+    run_gemm({halves.get(), out.get(), w.weight(), tokens, groups}, wide);
+    // Weights are rounded to halves too.
+    report(std::string("gemm, ") + (format == WEIGHT_F16 ? "F16 " : "Q8_0 ") + std::to_string(cols) + " -> " +
+               std::to_string(rows) + ", " + std::to_string(tokens) + " tokens, " + std::to_string(groups) + " groups",
+           relative_error(out.download(), product(w, through_halves(x), tokens, groups)), format == WEIGHT_F16 ? 2e-6 : 3e-4);
+}
+
 inline void check_matmul() {
     const uint32_t large = EMULATED ? 1 : 8;
     check_few("one", {{WEIGHT_Q8_0, 48 * large}}, 4096, 1, 1);
@@ -159,6 +196,13 @@ inline void check_matmul() {
         check_few("q_b", {{WEIGHT_Q8_0, 112 * large}}, 1024, tokens, 1);
         check_few("o_a", {{WEIGHT_Q8_0, 128}}, 1024, tokens, 2);
         check_few("x-projections", {{WEIGHT_Q8_0, 48}, {WEIGHT_F16, 20}, {WEIGHT_Q8_0, 32}}, 512 * large, tokens, 1);
+    }
+    for (uint32_t format : {WEIGHT_Q8_0, WEIGHT_F16}) {
+        for (bool wide : {false, true}) {
+            check_gemm(format, 300, 128, 70, 1, wide);
+            check_gemm(format, 37, 1024, 33, 1, wide);
+            check_gemm(format, 128, 64, 130, 2, wide);
+        }
     }
     for (uint32_t format = 0; format < 7; format++) check_plain(format, 21, 512, 5, 1);
     check_plain(WEIGHT_F32, 6, 77, 3, 2);

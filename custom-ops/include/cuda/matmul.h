@@ -63,7 +63,7 @@ struct GemmParams {
     float* out;         // [tokens, rows]
     Weight w;           // Q8_0, F16, Q2_K, Q4_K or IQ2_XXS; cols a multiple of 64
     uint32_t tokens;
-    uint32_t groups;  // a group's rows are a multiple of 16
+    uint32_t groups;  // a group's rows are a multiple of 16, if there are several
 };
 
 // Any format, any shape: a warp a row.

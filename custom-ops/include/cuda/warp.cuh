@@ -6,6 +6,7 @@
 #ifndef CUDA_EMULATOR
 
 #define DEVICE static __device__ __forceinline__
+#define DEVICE_MEMBER __device__ __forceinline__
 
 // Index of this thread in its warp, and of the warp in its block.
 DEVICE uint32_t lane_id() { return threadIdx.x & 31u; }
