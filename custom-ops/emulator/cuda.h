@@ -19,6 +19,7 @@
 #define __forceinline__ inline
 #define __restrict__
 #define DEVICE static inline
+#define DEVICE_MEMBER inline
 
 #define threadIdx (emulator::thread_index())
 #define blockIdx (emulator::block_index())
@@ -112,7 +113,7 @@ template <class T>
 DEVICE T shuffle_up(T value, uint32_t by, emulator::Site site = emulator::Site::here()) {
     return emulator::shuffle(emulator::ALL_LANES, value, lane_id() - by, site);
 }
-DEVICE uint32_t ballot(bool vote, emulator::Site site = emulator::Site::here()) {
+DEVICE uint32_t warp_ballot(bool vote, emulator::Site site = emulator::Site::here()) {
     return emulator::ballot(emulator::ALL_LANES, vote, site);
 }
 DEVICE void warp_sync(emulator::Site site = emulator::Site::here()) {

@@ -6,6 +6,7 @@
 #ifndef CUDA_EMULATOR
 
 #define DEVICE static __device__ __forceinline__
+#define DEVICE_MEMBER __device__ __forceinline__
 
 // Index of this thread in its warp, and of the warp in its block.
 DEVICE uint32_t lane_id() { return threadIdx.x & 31u; }
@@ -25,7 +26,7 @@ template <class T> DEVICE T shuffle_up(T value, uint32_t by) {
     return __shfl_up_sync(0xffffffffu, value, by);
 }
 // Bit `l` is lane `l`'s vote.
-DEVICE uint32_t ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
+DEVICE uint32_t warp_ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
 DEVICE void warp_sync() { __syncwarp(); }
 DEVICE uint32_t bit_count(uint32_t bits) { return __popc(bits); }
 
