@@ -43,9 +43,8 @@ pub(super) fn write_rings(
             width = width.max(rows.dim(1)?);
             held.push((rings, rows_input));
         }
-        let launch = Launch::new(batch.tokens(), 256)
-            .grid_y(width.div_ceil(256))
-            .grid_z(pairs.len());
+        let launch =
+            Launch::new(batch.tokens(), 256).grid_y(width.div_ceil(256)).grid_z(pairs.len());
         // SAFETY: `WriteRingsParams`; widths were compared by the caller. Rings are written through
         // addresses while their storage is only borrowed: the borrow guards the host's struct, and
         // nothing else runs on this device's stream meanwhile.
