@@ -2,10 +2,14 @@
 //
 //     nvcc -std=c++17 -O3 -arch=sm_90a -o cuda_bench main.cu && ./cuda_bench [check|time|all] [part …]
 //     g++ -std=c++17 -O1 -g -fsanitize=address,undefined -DCUDA_EMULATOR -x c++ main.cu && ./a.out
+#include "../../custom-ops/src/experts/kernel_grouped.cu"
+#include "../../custom-ops/src/experts/kernel_groups.cu"
+#include "../../custom-ops/src/experts/kernel_one.cu"
 #include "../../custom-ops/src/matmul/kernel.cu"
 #include "../../custom-ops/src/matmul/kernel_gemm.cu"
 #include "../../custom-ops/src/matmul/kernel_plain.cu"
 
+#include "experts.h"
 #include "matmul.h"
 
 int main(int argc, char** argv) {
@@ -25,6 +29,7 @@ int main(int argc, char** argv) {
 #endif
     if (mode != "time") {
         if (wanted("matmul")) check_matmul();
+        if (wanted("experts")) check_experts();
         printf("%d checks, %d failures\n", g_checks, g_failures);
         if (g_failures) return 1;
     }
