@@ -2,6 +2,8 @@
 //
 //     nvcc -std=c++17 -O3 -arch=sm_90a -o cuda_bench main.cu && ./cuda_bench [check|time|all] [part …]
 //     g++ -std=c++17 -O1 -g -fsanitize=address,undefined -DCUDA_EMULATOR -x c++ main.cu && ./a.out
+#include "../../custom-ops/src/attention/kernel.cu"
+#include "../../custom-ops/src/attention/kernel_prefill.cu"
 #include "../../custom-ops/src/experts/kernel_grouped.cu"
 #include "../../custom-ops/src/experts/kernel_groups.cu"
 #include "../../custom-ops/src/experts/kernel_one.cu"
@@ -9,6 +11,7 @@
 #include "../../custom-ops/src/matmul/kernel_gemm.cu"
 #include "../../custom-ops/src/matmul/kernel_plain.cu"
 
+#include "attention.h"
 #include "experts.h"
 #include "matmul.h"
 
@@ -30,6 +33,7 @@ int main(int argc, char** argv) {
     if (mode != "time") {
         if (wanted("matmul")) check_matmul();
         if (wanted("experts")) check_experts();
+        if (wanted("attention")) check_attention();
         printf("%d checks, %d failures\n", g_checks, g_failures);
         if (g_failures) return 1;
     }
