@@ -7,12 +7,14 @@
 #include "../../custom-ops/src/experts/kernel_grouped.cu"
 #include "../../custom-ops/src/experts/kernel_groups.cu"
 #include "../../custom-ops/src/experts/kernel_one.cu"
+#include "../../custom-ops/src/indexer/kernel.cu"
 #include "../../custom-ops/src/matmul/kernel.cu"
 #include "../../custom-ops/src/matmul/kernel_gemm.cu"
 #include "../../custom-ops/src/matmul/kernel_plain.cu"
 
 #include "attention.h"
 #include "experts.h"
+#include "indexer.h"
 #include "matmul.h"
 
 int main(int argc, char** argv) {
@@ -34,6 +36,7 @@ int main(int argc, char** argv) {
         if (wanted("matmul")) check_matmul();
         if (wanted("experts")) check_experts();
         if (wanted("attention")) check_attention();
+        if (wanted("indexer")) check_indexer();
         printf("%d checks, %d failures\n", g_checks, g_failures);
         if (g_failures) return 1;
     }
