@@ -29,7 +29,7 @@ pub use embed::embed;
 pub use experts::{experts, Mlp};
 pub use hyper_connection::{hyper_collapse, hyper_expand, hyper_head_mix, hyper_mix, MixParams};
 pub use indexer::{select_rows, NO_ROW};
-pub use kv::{Ring, Rows, PAGE_TOKENS};
+pub use kv::{append_rows, write_rings, Ring, Rows, PAGE_TOKENS};
 pub use matmul::{grouped_matmul, matmul};
 pub use matrix::Matrix;
 pub use ragged::{Ragged, Span};

@@ -1,6 +1,10 @@
 //! A ragged batch: tokens of several sequences, flattened one after the other.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use candle_core::{bail, Device, Result, Tensor};
+
+use crate::device::upload;
 
 /// The tokens that one sequence contributes to a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +37,9 @@ pub struct Ragged {
     /// row, length and start of each span.
     table: Tensor,
     positions: Tensor,
+    /// By ratio: what [`Ragged::window_starts`] has made.
+    starts: Arc<Mutex<Vec<(usize, Tensor)>>>,
+    fixed: bool,
 }
 
 impl Ragged {
@@ -55,7 +62,60 @@ impl Ragged {
         let len = table.len();
         let table = Tensor::from_vec(table, len, device)?;
         let positions = table.narrow(0, 0, row)?;
-        Ok(Self { spans, table, positions })
+        Ok(Self { spans, table, positions, starts: Arc::default(), fixed: false })
+    }
+
+    /// One token of each of some sequences, at positions yet to be set with [`Ragged::set_starts`].
+    ///
+    /// Nothing that a step takes from such a batch changes its shape or its place with the positions,
+    /// so that a step that was recorded can be replayed: each sequence has one row of windows, used or
+    /// not.
+    ///
+    /// # Errors
+    /// If the device refuses the upload.
+    pub fn fixed(sequences: usize, device: &Device) -> Result<Self> {
+        Ok(Self { fixed: true, ..Self::new(&vec![(0, 1); sequences], device)? })
+    }
+
+    /// Moves the tokens of a [`Ragged::fixed`] batch to other positions, in the memory that they have.
+    ///
+    /// # Errors
+    /// If the batch is of another kind or size, a position does not fit in 32 bits, or the device
+    /// refuses the upload.
+    pub fn set_starts(&mut self, starts: &[usize]) -> Result<()> {
+        if !self.fixed || starts.len() != self.spans.len() {
+            let sequences = self.spans.len();
+            bail!("ragged batch: {} positions for {sequences} fixed sequences", starts.len());
+        }
+        if let Some(position) = starts.iter().find(|&&p| u32::try_from(p + 1).is_err()) {
+            bail!("ragged batch: position {position} does not fit in 32 bits");
+        }
+        for (span, &start) in self.spans.iter_mut().zip(starts) {
+            span.start = start;
+        }
+        upload(&self.table, &table_of(&self.spans))?;
+        for (ratio, tensor) in self.starts.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            upload(tensor, &self.starts_of(*ratio))?;
+        }
+        Ok(())
+    }
+
+    /// Whether the batch was made by [`Ragged::fixed`].
+    pub fn is_fixed(&self) -> bool {
+        self.fixed
+    }
+
+    /// Rows that the windows of `ratio` tokens take which end in this batch, sequence by sequence.
+    pub fn window_rows(&self, ratio: usize) -> usize {
+        (0..self.spans.len()).map(|sequence| self.window_rows_of(sequence, ratio)).sum()
+    }
+
+    /// The same of one sequence; of a [`Ragged::fixed`] batch always one, whether a window ends or not.
+    pub fn window_rows_of(&self, sequence: usize, ratio: usize) -> usize {
+        match self.fixed {
+            true => 1,
+            false => self.spans.get(sequence).map_or(0, |span| span.windows(ratio).len()),
+        }
     }
 
     /// What kernels read of the batch: its positions first.
@@ -85,20 +145,29 @@ impl Ragged {
         self.spans.last().map_or(0, |span| span.row + span.len)
     }
 
-    /// Positions `[entries]` u32 of the first token of each window of `ratio` tokens that ends
-    /// inside this batch, sequence by sequence: what the compressed entries are rotated by.
+    /// Positions `[rows]` u32 of the first token of each window of `ratio` tokens that ends inside this
+    /// batch, one for each of [`Ragged::window_rows`]: what the compressed rows are rotated by.
     ///
     /// # Errors
     /// If the device refuses the upload.
     pub fn window_starts(&self, ratio: usize) -> Result<Tensor> {
-        let starts: Vec<u32> = self
-            .spans
-            .iter()
-            .flat_map(|span| span.windows(ratio))
-            .map(|window| (window * ratio) as u32)
-            .collect();
-        let entries = starts.len();
-        Tensor::from_vec(starts, entries, self.positions.device())
+        let mut known = self.starts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, tensor)) = known.iter().find(|(of, _)| *of == ratio) {
+            return Ok(tensor.clone());
+        }
+        let starts = self.starts_of(ratio);
+        let rows = starts.len();
+        let tensor = Tensor::from_vec(starts, rows, self.positions.device())?;
+        known.push((ratio, tensor.clone()));
+        Ok(tensor)
+    }
+
+    fn starts_of(&self, ratio: usize) -> Vec<u32> {
+        let start = |window: usize| (window * ratio) as u32;
+        match self.fixed {
+            true => self.spans.iter().map(|span| start(span.start / ratio)).collect(),
+            false => self.spans.iter().flat_map(|s| s.windows(ratio)).map(start).collect(),
+        }
     }
 
     /// The most compressed rows that any token of this batch can see.
@@ -113,4 +182,29 @@ fn table_of(spans: &[Span]) -> Vec<u32> {
     let sequences = spans.iter().enumerate().flat_map(|(i, s)| std::iter::repeat_n(i, s.len));
     let spans = spans.iter().flat_map(|span| [span.row, span.len, span.start]);
     positions.chain(sequences).chain(spans).map(|n| n as u32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fixed_batch_moves_in_place_and_keeps_its_shape() -> Result<()> {
+        let mut fixed = Ragged::fixed(3, &Device::Cpu)?;
+        let positions = fixed.positions().clone();
+        let starts = fixed.window_starts(4)?;
+        for at in [[0, 3, 127], [4, 7, 8], [1_048_574, 1, 2]] {
+            fixed.set_starts(&at)?;
+            let plain = Ragged::new(&at.map(|start| (start, 1)), &Device::Cpu)?;
+            assert_eq!(fixed.spans(), plain.spans());
+            assert_eq!(positions.to_vec1::<u32>()?, at.map(|p| p as u32));
+            assert_eq!(fixed.table.to_vec1::<u32>()?, plain.table.to_vec1::<u32>()?);
+            assert_eq!(starts.to_vec1::<u32>()?, at.map(|p| (p / 4 * 4) as u32));
+            assert_eq!((fixed.window_rows(4), fixed.window_rows_of(2, 128)), (3, 1));
+        }
+        assert!(fixed.set_starts(&[1, 2]).is_err());
+        assert!(fixed.set_starts(&[1, 2, u32::MAX as usize]).is_err());
+        assert!(Ragged::new(&[(0, 1)], &Device::Cpu)?.set_starts(&[1]).is_err());
+        Ok(())
+    }
 }

@@ -68,6 +68,15 @@ impl Element for u32 {
     }
 }
 
+impl Element for i64 {
+    fn values_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::I64(values) => Some(values),
+            _ => None,
+        }
+    }
+}
+
 /// The same for the output that an in-place op was handed.
 pub(crate) fn host_mut<'a, T: Element>(
     op: &'static str,

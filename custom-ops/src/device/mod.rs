@@ -4,8 +4,10 @@
 pub mod cuda;
 mod host;
 mod rows;
+mod upload;
 mod workspace;
 
 pub(crate) use host::{host, host_mut, Host};
 pub(crate) use rows::for_each_row;
+pub(crate) use upload::upload;
 pub use workspace::{Frame, Workspace};

@@ -1,9 +1,15 @@
 //! Rows of a table by index.
 
 mod cpu;
+#[cfg(cuda_kernels)]
+mod cuda;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
+#[cfg(feature = "cuda-emulator")]
+use crate::device::cuda::emulating;
+#[cfg(cuda_kernels)]
+use crate::device::cuda::Target;
 use crate::device::{host, host_mut, Workspace};
 use crate::Matrix;
 
@@ -35,6 +41,10 @@ impl InplaceOp1 for Embed<'_> {
     }
 
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            return cuda::embed(self, Target::emulated(out, layout));
+        }
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let ids = host::<u32>(self.name(), self.ids)?;
         let vocab = self.table.rows();
@@ -46,6 +56,11 @@ impl InplaceOp1 for Embed<'_> {
         let table = self.table.host(self.name())?;
         cpu::embed(&ids, table, self.streams, self.table.cols(), out);
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, out: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::embed(self, Target::cuda(out, layout))
     }
 }
 

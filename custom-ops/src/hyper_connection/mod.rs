@@ -5,9 +5,15 @@
 //! `S'_k = post_k · y + Σ_j C[j][k] · S_j`. `pre`, `post` and `C` are computed from `S` itself.
 
 mod cpu;
+#[cfg(cuda_kernels)]
+mod cuda;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
+#[cfg(feature = "cuda-emulator")]
+use crate::device::cuda::emulating;
+#[cfg(cuda_kernels)]
+use crate::device::cuda::Target;
 use crate::device::{host, host_mut, Workspace};
 
 /// The constants of a mix.
@@ -130,6 +136,10 @@ impl InplaceOp1 for Mix<'_> {
     }
 
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            return cuda::mix(self, Target::emulated(out, layout));
+        }
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let state = host::<f32>(self.name(), self.state)?;
         let raw = host::<f32>(self.name(), self.raw)?;
@@ -145,6 +155,11 @@ impl InplaceOp1 for Mix<'_> {
             }
         }
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, out: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::mix(self, Target::cuda(out, layout))
     }
 }
 
@@ -162,11 +177,20 @@ impl InplaceOp1 for Collapse<'_> {
     }
 
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            return cuda::collapse(self, Target::emulated(out, layout));
+        }
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let state = host::<f32>(self.name(), self.state)?;
         let mix = host::<f32>(self.name(), self.mix)?;
         cpu::collapse(&state, &mix, self.streams, self.width, self.hidden, out);
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, out: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::collapse(self, Target::cuda(out, layout))
     }
 }
 
@@ -183,11 +207,20 @@ impl InplaceOp1 for Expand<'_> {
     }
 
     fn cpu_fwd(&self, state: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            return cuda::expand(self, Target::emulated(state, layout));
+        }
         let state = host_mut::<f32>(self.name(), state, layout)?;
         let y = host::<f32>(self.name(), self.y)?;
         let mix = host::<f32>(self.name(), self.mix)?;
         cpu::expand(state, &y, &mix, self.streams, self.hidden);
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, state: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::expand(self, Target::cuda(state, layout))
     }
 }
 

@@ -1,12 +1,16 @@
 //! Where a sequence's state lives on the device: rings for what is soon overwritten, pages for
 //! what is only appended.
 
+#[cfg(cuda_kernels)]
+mod cuda;
 mod ring;
 mod rows;
 
-pub use ring::Ring;
+#[cfg(cuda_kernels)]
+pub(crate) use cuda::RowsParam;
+pub use ring::{write_rings, Ring};
 pub(crate) use rows::HostRows;
-pub use rows::{Rows, PAGE_TOKENS};
+pub use rows::{append_rows, Rows, PAGE_TOKENS};
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor};
 

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{bail, DType, Device, Result, Tensor};
 
 use super::Copy;
 use crate::device::{host, Host};
 use crate::dot;
+use crate::ragged::Ragged;
 
 /// Tokens that one page covers, whatever the compression ratio.
 pub const PAGE_TOKENS: usize = 1024;
@@ -22,13 +23,23 @@ pub struct Rows {
     width: usize,
     page_rows: usize,
     device: Device,
+    #[cfg(cuda_kernels)]
+    table: super::cuda::PageTable,
 }
 
 impl Rows {
     /// No rows yet; `ratio` is the number of tokens that a row stands for.
     pub fn new(ratio: usize, width: usize, device: &Device) -> Self {
         let page_rows = (PAGE_TOKENS / ratio.max(1)).max(1);
-        Self { pages: Vec::new(), len: 0, width, page_rows, device: device.clone() }
+        Self {
+            pages: Vec::new(),
+            len: 0,
+            width,
+            page_rows,
+            device: device.clone(),
+            #[cfg(cuda_kernels)]
+            table: Default::default(),
+        }
     }
 
     /// Rows present.
@@ -79,6 +90,51 @@ impl Rows {
         Ok(())
     }
 
+    /// Makes room for `count` rows more: pages that are this list's alone.
+    ///
+    /// # Errors
+    /// If the device has no memory left.
+    pub fn reserve(&mut self, count: usize) -> Result<()> {
+        let end = if count == 0 { 0 } else { (self.len + count).div_ceil(self.page_rows) };
+        for index in self.len / self.page_rows..end {
+            match self.pages.get_mut(index) {
+                Some(page) => {
+                    if Arc::get_mut(page).is_none() {
+                        *page = Arc::new(page.copy()?);
+                    }
+                }
+                None => {
+                    let shape = (self.page_rows, self.width);
+                    self.pages.push(Arc::new(Tensor::zeros(shape, DType::F32, &self.device)?));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The next `count` rows, for which there was room, have been written.
+    ///
+    /// # Errors
+    /// If there was no room.
+    pub fn advance(&mut self, count: usize) -> Result<()> {
+        let room = self.pages.len() * self.page_rows;
+        if self.len + count > room {
+            bail!("kv rows: {count} rows after {} in room for {room}", self.len);
+        }
+        self.len += count;
+        Ok(())
+    }
+
+    /// Where kernels find the pages.
+    #[cfg(cuda_kernels)]
+    pub(super) fn page_table(
+        &self,
+        op: &'static str,
+        gpu: &crate::device::cuda::Gpu,
+    ) -> Result<super::cuda::Table> {
+        self.table.of(op, gpu, &self.pages, &self.device)
+    }
+
     /// Forgets all rows from the `len`-th on.
     pub fn truncate(&mut self, len: usize) {
         if len < self.len {
@@ -103,6 +159,50 @@ impl Rows {
             None => candle_core::bail!("kv rows: no page open at row {at}"),
         }
     }
+}
+
+/// Appends to each list the rows whose windows of `ratio` tokens end in this batch, out of `source`
+/// `[rows, width]`, which has [`Ragged::window_rows`] of them.
+///
+/// # Errors
+/// If there is not one list for each sequence, widths differ, or the device has no memory left.
+pub fn append_rows(
+    mut lists: Vec<&mut Rows>,
+    source: &Tensor,
+    batch: &Ragged,
+    ratio: usize,
+) -> Result<()> {
+    let (rows, width) = source.dims2()?;
+    if lists.len() != batch.spans().len() || rows != batch.window_rows(ratio) {
+        bail!(
+            "append_rows: {} lists and {rows} rows for {} sequences with {}",
+            lists.len(),
+            batch.spans().len(),
+            batch.window_rows(ratio)
+        );
+    }
+    if let Some(list) = lists.iter().find(|list| list.width != width) {
+        bail!("append_rows: rows of {width} to a list of rows of {}", list.width);
+    }
+    let ended = |span: &crate::ragged::Span| span.windows(ratio).len();
+    #[cfg(cuda_kernels)]
+    if let Some(gpu) = crate::device::cuda::Gpu::of(batch.positions().device())? {
+        for (list, span) in lists.iter_mut().zip(batch.spans()) {
+            list.reserve(ended(span))?;
+        }
+        let shared: Vec<&Rows> = lists.iter().map(|list| &**list).collect();
+        super::cuda::append_rows(&gpu, &shared, source, batch, ratio)?;
+        for (list, span) in lists.iter_mut().zip(batch.spans()) {
+            list.advance(ended(span))?;
+        }
+        return Ok(());
+    }
+    let mut from = 0;
+    for (sequence, (list, span)) in lists.iter_mut().zip(batch.spans()).enumerate() {
+        list.append(source, from, ended(span))?;
+        from += batch.window_rows_of(sequence, ratio);
+    }
+    Ok(())
 }
 
 /// Rows borrowed on the host.

@@ -7,7 +7,7 @@ use crate::device::cuda::{Address, Kernel, Launch, Weight};
 /// Mirrors `RepackParams` of kernel.cu.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(super) struct Params {
+pub(crate) struct Params {
     blocks: Address,
     weight: Weight,
     matrix: u32,

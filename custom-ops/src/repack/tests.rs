@@ -10,7 +10,7 @@ fn numbered(len: usize) -> Vec<u8> {
 #[test]
 fn every_byte_of_the_file_is_in_some_plane_once() -> Result<()> {
     for format in Format::ALL {
-        let (stack, rows, cols) = (2, 16, 1024);
+        let (stack, rows, cols) = (2, 64, 1024);
         let planes = Planes::new(format, stack, rows, cols)?;
         let blocks = numbered(stack * rows * format.row_bytes(cols)?);
         let mut out = vec![0xee; planes.bytes];

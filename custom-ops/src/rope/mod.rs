@@ -1,10 +1,16 @@
 //! Partial, interleaved rotary position embedding, and its inverse.
 
 mod cpu;
+#[cfg(cuda_kernels)]
+mod cuda;
 mod table;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
+#[cfg(feature = "cuda-emulator")]
+use crate::device::cuda::emulating;
+#[cfg(cuda_kernels)]
+use crate::device::cuda::Target;
 use crate::device::{for_each_row, host, host_mut};
 pub use table::{RopeTable, Yarn};
 
@@ -54,6 +60,10 @@ impl InplaceOp1 for Rope<'_> {
     }
 
     fn cpu_fwd(&self, x: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            return cuda::rope(self, Target::emulated(x, layout));
+        }
         let x = host_mut::<f32>(self.name(), x, layout)?;
         let positions = host::<u32>(self.name(), self.positions)?;
         let sign = if self.turn == Turn::Inverse { -1.0 } else { 1.0 };
@@ -62,6 +72,11 @@ impl InplaceOp1 for Rope<'_> {
             cpu::rotate(heads, dim, frequencies, positions[token], sign);
         });
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::rope(self, Target::cuda(x, layout))
     }
 }
 

@@ -4,9 +4,15 @@
 //! rounding, so it is applied even where values are kept in f32.
 
 mod cpu;
+#[cfg(cuda_kernels)]
+mod cuda;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor, D};
 
+#[cfg(feature = "cuda-emulator")]
+use crate::device::cuda::emulating;
+#[cfg(cuda_kernels)]
+use crate::device::cuda::Target;
 use crate::device::{for_each_row, host_mut};
 
 /// Rounds the first `channels` of each row in place through FP8 E4M3 with one power-of-two scale
@@ -20,12 +26,8 @@ pub fn fp8_round_trip(x: &Tensor, channels: usize) -> Result<()> {
     if channels > dim {
         bail!("fp8_round_trip: {channels} channels of rows of {dim}");
     }
-    let block = block_of(channels, 64);
-    x.inplace_op1(&Round {
-        op: "fp8_round_trip",
-        dim,
-        apply: move |row: &mut [f32]| cpu::fp8_round_trip(&mut row[..channels], block),
-    })
+    let form = Form::Fp8 { channels, block: block_of(channels, 64) };
+    x.inplace_op1(&Round { name: "fp8_round_trip", dim, form })
 }
 
 /// Turns each row by the Walsh–Hadamard matrix (natural order, scaled by `dim^-1/2`), then rounds
@@ -39,14 +41,7 @@ pub fn hadamard_fp4_round_trip(x: &Tensor) -> Result<()> {
     if !dim.is_power_of_two() {
         bail!("hadamard_fp4_round_trip: rows of {dim}, which is no power of two");
     }
-    x.inplace_op1(&Round {
-        op: "hadamard_fp4_round_trip",
-        dim,
-        apply: move |row: &mut [f32]| {
-            cpu::hadamard(row);
-            cpu::fp4_round_trip(row, dim.min(32));
-        },
-    })
+    x.inplace_op1(&Round { name: "hadamard_fp4_round_trip", dim, form: Form::HadamardFp4 })
 }
 
 /// The largest power of two that divides `channels`, at most `most`.
@@ -57,20 +52,43 @@ fn block_of(channels: usize, most: usize) -> usize {
     }
 }
 
-struct Round<F> {
-    op: &'static str,
-    dim: usize,
-    apply: F,
+/// What becomes of a row.
+#[derive(Clone, Copy)]
+enum Form {
+    Fp8 { channels: usize, block: usize },
+    HadamardFp4,
 }
 
-impl<F: Fn(&mut [f32]) + Sync + Send> InplaceOp1 for Round<F> {
+struct Round {
+    name: &'static str,
+    dim: usize,
+    form: Form,
+}
+
+impl InplaceOp1 for Round {
     fn name(&self) -> &'static str {
-        self.op
+        self.name
     }
 
     fn cpu_fwd(&self, x: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let x = host_mut::<f32>(self.op, x, layout)?;
-        for_each_row(x, self.dim, |_, row| (self.apply)(row));
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            let values = layout.shape().elem_count();
+            return cuda::round(self, values, Target::emulated(x, layout));
+        }
+        let x = host_mut::<f32>(self.name, x, layout)?;
+        for_each_row(x, self.dim, |_, row| match self.form {
+            Form::Fp8 { channels, block } => cpu::fp8_round_trip(&mut row[..channels], block),
+            Form::HadamardFp4 => {
+                cpu::hadamard(row);
+                cpu::fp4_round_trip(row, self.dim.min(32));
+            }
+        });
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::round(self, layout.shape().elem_count(), Target::cuda(x, layout))
     }
 }

@@ -1,9 +1,15 @@
 //! Which experts a token goes to, and with what weight.
 
 mod cpu;
+#[cfg(cuda_kernels)]
+mod cuda;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
+#[cfg(feature = "cuda-emulator")]
+use crate::device::cuda::emulating;
+#[cfg(cuda_kernels)]
+use crate::device::cuda::Target;
 use crate::device::{host, host_mut, Workspace};
 
 /// How the experts of a token are chosen.
@@ -57,9 +63,11 @@ pub fn route(
         }
     };
     let ids = ws.u32((tokens, k))?;
-    ids.inplace_op1(&Choose { logits, choice, experts, k })?;
     let weights = ws.f32((tokens, k))?;
-    weights.inplace_op1(&Weigh { logits, ids: &ids, experts, k, scale })?;
+    ids.inplace_op1(&Choose { logits, choice, experts, k, weights: &weights, scale })?;
+    if !on_gpu(&ids) {
+        weights.inplace_op1(&Weigh { logits, ids: &ids, experts, k, scale })?;
+    }
     Ok((ids, weights))
 }
 
@@ -68,6 +76,20 @@ struct Choose<'a> {
     choice: Choice<'a>,
     experts: usize,
     k: usize,
+    /// Written too where one launch does both.
+    #[cfg_attr(not(cuda_kernels), allow(dead_code))]
+    weights: &'a Tensor,
+    #[cfg_attr(not(cuda_kernels), allow(dead_code))]
+    scale: f32,
+}
+
+/// Whether kernels run on this tensor: they choose and weigh at once.
+fn on_gpu(tensor: &Tensor) -> bool {
+    #[cfg(feature = "cuda-emulator")]
+    if emulating() {
+        return true;
+    }
+    tensor.device().is_cuda()
 }
 
 impl InplaceOp1 for Choose<'_> {
@@ -76,6 +98,10 @@ impl InplaceOp1 for Choose<'_> {
     }
 
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            return cuda::route(self, Target::emulated(out, layout));
+        }
         let out = host_mut::<u32>(self.name(), out, layout)?;
         match self.choice {
             Choice::TopK { bias, .. } => {
@@ -90,6 +116,11 @@ impl InplaceOp1 for Choose<'_> {
                 cpu::look_up(&table, &tokens, self.k, self.experts, out)
             }
         }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, out: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::route(self, Target::cuda(out, layout))
     }
 }
 

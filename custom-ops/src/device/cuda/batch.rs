@@ -49,6 +49,9 @@ pub(crate) struct Rings {
 }
 
 impl Rings {
+    /// Of no sequence.
+    pub(crate) const NONE: Self = Self { data: [Address::NULL; MAX_SEQUENCES], slots: 1, width: 0 };
+
     /// The rings of a batch's sequences, all of one shape, with what keeps them alive.
     ///
     /// # Errors

@@ -89,14 +89,16 @@ impl Graph {
     /// The driver's.
     pub fn programmatic_edges(&self) -> Result<usize> {
         let graph = self.graph.cu_graph();
-        let none = std::ptr::null_mut;
         let mut count = 0;
         // SAFETY: with null arrays the driver writes the number of edges only.
-        unsafe { sys::cuGraphGetEdges_v2(graph, none(), none(), std::ptr::null_mut(), &mut count) }
-            .result()
-            .map_err(failed("graph"))?;
-        let mut from = vec![none(); count];
-        let mut to = vec![none(); count];
+        unsafe {
+            let (from, to) = (std::ptr::null_mut(), std::ptr::null_mut());
+            sys::cuGraphGetEdges_v2(graph, from, to, std::ptr::null_mut(), &mut count)
+        }
+        .result()
+        .map_err(failed("graph"))?;
+        let mut from = vec![std::ptr::null_mut(); count];
+        let mut to = vec![std::ptr::null_mut(); count];
         let blank =
             sys::CUgraphEdgeData { from_port: 0, to_port: 0, type_: 0, reserved: [0; 5] };
         let mut edges = vec![blank; count];

@@ -81,6 +81,20 @@ pub(crate) enum Gpu {
 }
 
 impl Gpu {
+    /// Where kernels of a device's tensors run; `None` if ops compute on the CPU.
+    ///
+    /// # Errors
+    /// If the device is a GPU that cannot run our kernels.
+    pub(crate) fn of(device: &candle_core::Device) -> Result<Option<Self>> {
+        match device {
+            #[cfg(feature = "cuda")]
+            candle_core::Device::Cuda(cuda) => Ok(Some(Self::Device(super::real::executor(cuda)?))),
+            #[cfg(feature = "cuda-emulator")]
+            candle_core::Device::Cpu if super::emulating() => Ok(Some(Self::Emulated)),
+            _ => Ok(None),
+        }
+    }
+
     /// Launches a kernel after all launched before. A grid without blocks is no launch.
     ///
     /// Every kernel waits for its predecessor by `pdl_wait` before it touches what that may write or

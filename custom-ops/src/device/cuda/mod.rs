@@ -34,6 +34,6 @@ pub(crate) use batch::{Batch, Rings, MAX_SEQUENCES};
 pub(crate) use launch::{Gpu, Kernel, Launch};
 pub(crate) use layout::{Planes, Weight};
 pub(crate) use memory::Packed;
-pub(crate) use storage::{Address, Input, Output, Target};
+pub(crate) use storage::{Address, Input, Target};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
