@@ -121,9 +121,9 @@ inline void check_attention() {
     check_attention_of("first token, 4 heads", {{0, 1}}, 4, 128, 128, ROWS_F32, 0, 0, few);
     check_attention_of("window, 12 heads", {{300, 1}, {5, 2}}, 12, 128, 128, ROWS_F32, 0, 0, few);
     check_attention_of("visible f32", {{129, 2}}, 8, 20, 32, ROWS_F32, 4, 0, few);
-    check_attention_of("visible packed", {{200, 1}}, 8, 128, 128, ROWS_PACKED, 4, 0, few);
-    check_attention_of("chosen packed", {{250, 2}}, 8, 16, 24, ROWS_PACKED, 4, 40, few);
-    check_attention_of("64 heads", {{70, 1}}, 64, 24, 32, ROWS_PACKED, 4, 0, all);
-    check_attention_of("64 heads, chunk", {{0, 3}, {90, 4}}, 64, 24, 32, ROWS_PACKED, 4, 15, all);
+    check_attention_of("visible packed", {{200, 1}}, 8, 128, 128, ROWS_FP8, 4, 0, few);
+    check_attention_of("chosen packed", {{250, 2}}, 8, 16, 24, ROWS_FP8, 4, 40, few);
+    check_attention_of("64 heads", {{70, 1}}, 64, 24, 32, ROWS_FP8, 4, 0, all);
+    check_attention_of("64 heads, chunk", {{0, 3}, {90, 4}}, 64, 24, 32, ROWS_FP8, 4, 15, all);
     check_attention_of("64 heads, f32", {{3, 2}}, 64, 24, 32, ROWS_F32, 2, 0, all);
 }

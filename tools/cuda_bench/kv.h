@@ -40,7 +40,7 @@ struct Lists {
 
     Lists(uint32_t format, uint32_t width, uint32_t page_rows, const std::vector<uint32_t>& counts, bool keep_values = true)
         : format(format), width(width), page_rows(page_rows),
-          row_bytes(format == ROWS_F32 ? 4 * width : format == ROWS_PACKED ? 584 : 68) {
+          row_bytes(format == ROWS_F32 ? 4 * width : format == ROWS_FP8 ? 584 : 68) {
         for (uint32_t count : counts) {
             std::vector<float> rows;
             std::vector<uint8_t*> table;
@@ -84,7 +84,7 @@ struct Lists {
             // Small integers over eight: exact as halves, so that scores can be compared to the bit.
             for (float& v : row) v = std::nearbyint(8.0f * normal()) / 8.0f;
             memcpy(to, row.data(), 4 * width);
-        } else if (format == ROWS_PACKED) {
+        } else if (format == ROWS_FP8) {
             for (int b = 0; b < 7; b++) to[576 + b] = uint8_t(115 + random_u32() % 4);
             to[583] = 0;
             for (int c = 0; c < 448; c++) {

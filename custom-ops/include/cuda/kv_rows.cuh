@@ -54,7 +54,7 @@ DEVICE uint64_t row_address(const AttentionParams& p, const Attending& a, uint32
     if (index == NO_ROW) return 0;
     const uint8_t* page = p.rows.pages[a.sequence][index / p.rows.page_rows];
     const uint64_t row = reinterpret_cast<uint64_t>(page) + index % p.rows.page_rows * static_cast<uint64_t>(p.rows.row_bytes);
-    return row | (p.rows.format == ROWS_PACKED ? 1u : 0u);
+    return row | (p.rows.format == ROWS_FP8 ? 1u : 0u);
 }
 
 // A lane's part of a row on its way: 16 floats (4 from each quarter), or 16 channels of a packed row.

@@ -2,9 +2,11 @@
 //
 // A tile of 16 rows is shared by `split` warps, each with pieces of its columns (256 of Q8_0, 128 of
 // F16: 4 KB). A block has a run of tiles; its warps work through them without meeting, leave their
-// sums in shared memory, and add up at the end, always in the same order.
+// sums in shared memory, and add up at the end, always in the same order. Weights of few rows and many
+// columns are shared by the blocks of a cluster, each with a run of the columns.
 #include "../../include/cuda/matmul.h"
 
+#include "../../include/cuda/cluster.cuh"
 #include "../../include/cuda/mma.cuh"
 #include "../../include/cuda/pieces.cuh"
 
@@ -29,9 +31,23 @@ DEVICE Tile find_tile(const MatmulParams& p, uint32_t index) {
 
 DEVICE bool is_f16(const MatmulParams& p, const Tile& at) { return p.w[at.part].format == WEIGHT_F16; }
 
-// Pieces of a tile's columns.
-DEVICE uint32_t pieces_of(const MatmulParams& p, const Tile& at) {
-    return is_f16(p, at) ? (p.w[0].cols + 127u) / 128u : (p.w[0].cols + 255u) / 256u;
+// The columns of this block: a run of them if it is one of a cluster.
+struct Columns {
+    uint32_t first;
+    uint32_t count;
+};
+
+DEVICE Columns columns_of_block(const MatmulParams& p) {
+    const uint32_t first = min(cluster_rank() * p.block_cols, p.w[0].cols);
+    return {first, min(p.block_cols, p.w[0].cols - first)};
+}
+
+// Pieces of a tile's columns: the first one, and how many.
+DEVICE uint32_t first_piece(const MatmulParams& p, const Tile& at, const Columns& columns) {
+    return columns.first / (is_f16(p, at) ? 128u : 256u);
+}
+DEVICE uint32_t pieces_of(const MatmulParams& p, const Tile& at, const Columns& columns) {
+    return is_f16(p, at) ? (columns.count + 127u) / 128u : (columns.count + 255u) / 256u;
 }
 
 // Shared memory of `matmul_1`, in this order.
@@ -43,19 +59,20 @@ struct Activations {
 };
 
 DEVICE Activations activations(const MatmulParams& p, unsigned char* shared) {
-    const uint32_t cols = p.w[0].cols;
+    const uint32_t count = p.x_groups * p.block_cols;
     Activations a;
     a.plain = reinterpret_cast<float*>(shared);
-    a.quants = reinterpret_cast<uint32_t*>(a.plain + (p.has_f16 ? p.x_groups * cols : 0u));
-    a.scales = reinterpret_cast<float*>(a.quants + (p.has_q8_0 ? p.x_groups * (cols / 4u) : 0u));
-    a.sums = a.scales + (p.has_q8_0 ? p.x_groups * (cols / 32u) : 0u);
+    a.quants = reinterpret_cast<uint32_t*>(a.plain + (p.has_f16 ? count : 0u));
+    a.scales = reinterpret_cast<float*>(a.quants + (p.has_q8_0 ? count / 4u : 0u));
+    a.sums = a.scales + (p.has_q8_0 ? count / 32u : 0u);
     return a;
 }
 
-// The block's groups of x: as they are, and as bytes with scales.
-DEVICE void fetch_x(const MatmulParams& p, const Activations& a, uint32_t first_group) {
-    const uint32_t cols = p.w[0].cols, count = min(p.x_groups, p.groups - first_group) * cols;
-    const float* x = p.x + static_cast<uint64_t>(first_group) * cols;
+// The block's groups of x, or its columns: as they are, and as bytes with scales.
+DEVICE void fetch_x(const MatmulParams& p, const Activations& a, uint32_t first_group, const Columns& columns) {
+    const uint32_t cols = p.w[0].cols;
+    const uint32_t count = p.groups == 1u ? columns.count : min(p.x_groups, p.groups - first_group) * cols;
+    const float* x = p.x + static_cast<uint64_t>(first_group) * cols + columns.first;
     if (p.has_q8_0) quantize_to_shared(x, count, a.quants, a.scales);
     if (p.has_f16) {
         for (uint32_t i = threadIdx.x; i < count / 4u; i += blockDim.x) {
@@ -136,20 +153,23 @@ template <uint32_t NT>
 DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
     constexpr uint32_t TOKENS = NT == 0 ? 1u : 8u * NT;
     const uint32_t warp = warp_id(), lane = lane_id(), g = lane / 4u, t = lane % 4u;
-    const uint32_t cols = p.w[0].cols, blocks = cols / 32u;
+    const uint32_t cols = p.w[0].cols, size = cluster_size();
+    const uint32_t block = blockIdx.x / size, of_grid = gridDim.x / size;
+    const Columns columns = columns_of_block(p);
     uint32_t tiles = 0;
     for (uint32_t i = 0; i < p.parts; i++) tiles += tiles_of(p.w[i]);
-    const uint32_t first = static_cast<uint32_t>(static_cast<uint64_t>(tiles) * blockIdx.x / gridDim.x);
-    const uint32_t last = static_cast<uint32_t>(static_cast<uint64_t>(tiles) * (blockIdx.x + 1u) / gridDim.x);
+    const uint32_t first = static_cast<uint32_t>(static_cast<uint64_t>(tiles) * block / of_grid);
+    const uint32_t last = static_cast<uint32_t>(static_cast<uint64_t>(tiles) * (block + 1u) / of_grid);
     const uint32_t slots = MATMUL_WARPS / p.split, slot = warp / p.split, share = warp % p.split;
     const uint32_t group_tiles = p.w[0].rows / p.groups / 16u;
 
     pdl_trigger();
     // The flat sequence of this warp's pieces: tile after tile, each `split` pieces apart.
-    uint32_t piece = share;
     Tile at = find_tile(p, first + slot);
     Piece now;
-    fetch_all(now, first + slot < last && piece < pieces_of(p, at) ? aim(p.w[at.part], at.tile, piece) : nowhere());
+    fetch_all(now, first + slot < last && share < pieces_of(p, at, columns)
+                       ? aim(p.w[at.part], at.tile, first_piece(p, at, columns) + share)
+                       : nowhere());
     pdl_wait();
 
     const uint32_t first_group = p.groups == 1u ? 0u : first / group_tiles;
@@ -158,7 +178,7 @@ DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
     if (NT == 0) {
         x = activations(p, shared);
         sums = x.sums;
-        fetch_x(p, x, first_group);
+        fetch_x(p, x, first_group, columns);
         __syncthreads();
     }
 
@@ -168,28 +188,33 @@ DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
             if (mine >= last) break;
             float sum[NT == 0 ? 1 : NT][4] = {};
             const uint32_t group = p.groups == 1u ? 0u : at.tile / group_tiles;
-            const bool f16 = is_f16(p, at);
-            const uint32_t pieces = pieces_of(p, at);
-            const bool ahead = mine + slots < last;
+            const bool f16 = is_f16(p, at), ahead = mine + slots < last;
+            const uint32_t pieces = pieces_of(p, at, columns), from = first_piece(p, at, columns);
+            uint32_t piece = share;
+            bool more;
             do {
                 // The next piece of this tile, or the first of this warp's next one.
                 const uint32_t current = piece;
-                const bool more = piece + p.split < pieces;
+                more = piece + p.split < pieces;
                 piece = more ? piece + p.split : share;
                 if (!more && ahead) at = find_tile(p, mine + slots);
-                const Source next =
-                    more || (ahead && piece < pieces_of(p, at)) ? aim(p.w[at.part], at.tile, piece) : nowhere();
-                if constexpr (NT == 0) {
+                const Source next = more || (ahead && share < pieces_of(p, at, columns))
+                                        ? aim(p.w[at.part], at.tile, first_piece(p, at, columns) + piece)
+                                        : nowhere();
+                if (current >= pieces) {
+                    // Fewer pieces than warps.
+                    fetch_all(now, next);
+                } else if constexpr (NT == 0) {
                     const uint32_t local = group - first_group;
                     float two[2] = {sum[0][0], sum[0][1]};
-                    multiply_1(now, next, f16, current, blocks, x.plain + local * cols, x.quants + local * (cols / 4u),
-                               x.scales + local * blocks, two);
+                    multiply_1(now, next, f16, current, columns.count / 32u, x.plain + local * cols,
+                               x.quants + local * (cols / 4u), x.scales + local * (cols / 32u), two);
                     sum[0][0] = two[0];
                     sum[0][1] = two[1];
                 } else {
-                    multiply_many<NT>(p, now, next, f16, current, blocks, group, sum);
+                    multiply_many<NT>(p, now, next, f16, from + current, cols / 32u, group, sum);
                 }
-            } while (piece != share);
+            } while (more);
             float* to = sums + (round * MATMUL_WARPS + warp) * (16u * TOKENS);
             if constexpr (NT == 0) {
 #pragma unroll
@@ -209,19 +234,22 @@ DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
                 }
             }
         }
-        __syncthreads();
+        cluster_sync();
         const uint32_t here = min(last - start, slots * p.rounds);
-        for (uint32_t i = threadIdx.x; i < here * 16u * TOKENS; i += blockDim.x) {
+        for (uint32_t i = threadIdx.x; cluster_rank() == 0 && i < here * 16u * TOKENS; i += blockDim.x) {
             const uint32_t tile_here = i / (16u * TOKENS), value = i % (16u * TOKENS);
-            const float* from = sums + tile_here * p.split * (16u * TOKENS) + value;
-            float s = from[0];
-            for (uint32_t w = 1; w < p.split; w++) s += from[w * (16u * TOKENS)];
+            float s = 0.0f;
+            for (uint32_t b = 0; b < size; b++) {
+                const float* from = cluster_shared(sums, b) + tile_here * p.split * (16u * TOKENS) + value;
+                for (uint32_t w = 0; w < p.split; w++) s += from[w * (16u * TOKENS)];
+            }
             const Tile tile = find_tile(p, start + tile_here);
             const uint32_t row = tile.tile * 16u + value % 16u, token = value / 16u;
             const uint32_t rows = p.w[tile.part].rows;
             if (row < rows && token < p.tokens) p.out[tile.part][static_cast<uint64_t>(token) * rows + row] = s;
         }
-        __syncthreads();
+        // Sums stay until they have been read.
+        cluster_sync();
     }
 }
 
