@@ -67,7 +67,7 @@ class Buffer {
     }
     void upload(const std::vector<T>& values) {
 #ifdef CUDA_EMULATOR
-        memcpy(static_cast<void*>(data_), values.data(), values.size() * sizeof(T));
+        if (!values.empty()) memcpy(static_cast<void*>(data_), values.data(), values.size() * sizeof(T));
 #else
         CUDA(cudaMemcpy(data_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
 #endif
@@ -75,7 +75,7 @@ class Buffer {
     std::vector<T> download() const {
         std::vector<T> values(n_);
 #ifdef CUDA_EMULATOR
-        memcpy(static_cast<void*>(values.data()), data_, n_ * sizeof(T));
+        if (n_ != 0) memcpy(static_cast<void*>(values.data()), data_, n_ * sizeof(T));
 #else
         CUDA(cudaStreamSynchronize(g_stream));
         CUDA(cudaMemcpy(values.data(), data_, n_ * sizeof(T), cudaMemcpyDeviceToHost));

@@ -2,10 +2,19 @@
 //
 //     nvcc -std=c++17 -O3 -arch=sm_90a -o cuda_bench main.cu && ./cuda_bench [check|time|all] [part …]
 //     g++ -std=c++17 -O1 -g -fsanitize=address,undefined -DCUDA_EMULATOR -x c++ main.cu && ./a.out
+#include "../../custom-ops/src/attention/kernel.cu"
+#include "../../custom-ops/src/attention/kernel_prefill.cu"
+#include "../../custom-ops/src/experts/kernel_grouped.cu"
+#include "../../custom-ops/src/experts/kernel_groups.cu"
+#include "../../custom-ops/src/experts/kernel_one.cu"
+#include "../../custom-ops/src/indexer/kernel.cu"
 #include "../../custom-ops/src/matmul/kernel.cu"
 #include "../../custom-ops/src/matmul/kernel_gemm.cu"
 #include "../../custom-ops/src/matmul/kernel_plain.cu"
 
+#include "attention.h"
+#include "experts.h"
+#include "indexer.h"
 #include "matmul.h"
 
 int main(int argc, char** argv) {
@@ -25,6 +34,9 @@ int main(int argc, char** argv) {
 #endif
     if (mode != "time") {
         if (wanted("matmul")) check_matmul();
+        if (wanted("experts")) check_experts();
+        if (wanted("attention")) check_attention();
+        if (wanted("indexer")) check_indexer();
         printf("%d checks, %d failures\n", g_checks, g_failures);
         if (g_failures) return 1;
     }

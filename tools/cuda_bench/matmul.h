@@ -63,7 +63,13 @@ struct Few {
         }
         const uint32_t cols = p.w[0].cols;
         padded = tokens == 1 ? 1 : tokens <= 8 ? 8 : tokens <= 16 ? 16 : 32;
-        p.split = split_of(cols);
+        // Few rows and many columns: the blocks of a cluster share them.
+        while (groups == 1 && shape.cluster < 8 && tiles * shape.cluster * 2 <= multiprocessors() * (EMULATED ? 4 : 1) &&
+               cols >= 4096 * shape.cluster) {
+            shape.cluster *= 2;
+        }
+        p.block_cols = shape.cluster == 1 ? cols : (cols / shape.cluster + 255) / 256 * 256;
+        p.split = split_of(p.block_cols);
         const uint32_t slots = 16 / p.split;
         shape.x = std::min(multiprocessors(), (tiles + slots - 1) / slots);
         shape.threads = 512;
@@ -76,9 +82,11 @@ struct Few {
         } else {
             p.x_groups = 1;
         }
+        shape.x *= shape.cluster;
         shape.shared = p.rounds * round_bytes;
         if (tokens == 1) {
-            shape.shared += (p.has_f16 ? p.x_groups * cols * 4 : 0) + (p.has_q8_0 ? p.x_groups * (cols + cols / 8) : 0);
+            const uint32_t count = p.x_groups * p.block_cols;
+            shape.shared += (p.has_f16 ? count * 4 : 0) + (p.has_q8_0 ? count + count / 8 : 0);
         }
     }
     void run(const uint8_t* quants, const float* scales) {
@@ -191,6 +199,9 @@ inline void check_matmul() {
     check_few("o_a of the demo", {{WEIGHT_Q8_0, 128}}, 1024, 1, 2);
     check_few("x-projections", {{WEIGHT_Q8_0, 48}, {WEIGHT_F16, 20}, {WEIGHT_Q8_0, 32}, {WEIGHT_F16, 64}}, 4096, 1, 1);
     check_few("halves", {{WEIGHT_F16, 30}, {WEIGHT_F16, 5}}, 352, 1, 1);
+    check_few("hyper-connection", {{WEIGHT_F16, 24}}, 16384, 1, 1);
+    check_few("hyper-connection", {{WEIGHT_F16, 4}}, 16384, 3, 1);
+    check_few("long and ragged", {{WEIGHT_Q8_0, 17}, {WEIGHT_F16, 3}}, 8192 + 96, 1, 1);
     for (uint32_t tokens : {2u, 8u, 13u, 32u}) {
         check_few("one", {{WEIGHT_Q8_0, 37}}, 96, tokens, 1);
         check_few("q_b", {{WEIGHT_Q8_0, 112 * large}}, 1024, tokens, 1);

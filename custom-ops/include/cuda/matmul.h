@@ -11,7 +11,7 @@
 // `out[i][t, r] = Σ_k w[i][r, k] x[t, g·cols + k]`, `g` the group of row r.
 //
 // `matmul_1` wants one token; `matmul_8`, `_16`, `_32` up to as many, with `quants` and `scales` of
-// `quantize_rows`. Weights are Q8_0, or F16 with cols a multiple of 32; all have the same cols; groups
+// `quantize_rows`. Several groups want no cluster. Weights are Q8_0, or F16 with cols a multiple of 32; all have the same cols; groups
 // is 1 if there are several; a group's rows are a multiple of 16.
 struct MatmulParams {
     const float* x;         // [tokens, groups · cols]
@@ -23,6 +23,7 @@ struct MatmulParams {
     uint32_t split;   // warps that share a tile of 16 rows: 1, 2, 4, 8 or 16
     uint32_t rounds;  // tiles that a warp works on before its block adds up
     uint32_t x_groups;  // groups that a block's tiles can touch (matmul_1)
+    uint32_t block_cols;  // of a block of a cluster, a multiple of 256; cols without clusters
     uint32_t has_f16;   // whether a weight is F16
     uint32_t has_q8_0;
     float* out[MATMUL_PARTS];  // [tokens, rows]

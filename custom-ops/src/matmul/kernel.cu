@@ -2,28 +2,15 @@
 //
 // A tile of 16 rows is shared by `split` warps, each with pieces of its columns (256 of Q8_0, 128 of
 // F16: 4 KB). A block has a run of tiles; its warps work through them without meeting, leave their
-// sums in shared memory, and add up at the end, always in the same order.
+// sums in shared memory, and add up at the end, always in the same order. Weights of few rows and many
+// columns are shared by the blocks of a cluster, each with a run of the columns.
 #include "../../include/cuda/matmul.h"
 
-#include "../../include/cuda/memory.cuh"
+#include "../../include/cuda/cluster.cuh"
 #include "../../include/cuda/mma.cuh"
-#include "../../include/cuda/numbers.cuh"
+#include "../../include/cuda/pieces.cuh"
 
 namespace {
-
-// 4 KB of a tile and its scales: a lane's part.
-struct Piece {
-    uint4 q[8];
-    uint4 s[2];
-};
-
-// Where a lane's part of a piece is; nowhere, which is zeros, without a bit in `mask`.
-struct Source {
-    const uint8_t* q;
-    const uint8_t* s;
-    uint32_t row_step;  // F16: from row g to row g + 8, in bytes; 0 for Q8_0
-    uint32_t mask;
-};
 
 // Which tile, of which weight.
 struct Tile {
@@ -44,148 +31,53 @@ DEVICE Tile find_tile(const MatmulParams& p, uint32_t index) {
 
 DEVICE bool is_f16(const MatmulParams& p, const Tile& at) { return p.w[at.part].format == WEIGHT_F16; }
 
-// Pieces of a tile's columns.
-DEVICE uint32_t pieces_of(const MatmulParams& p, const Tile& at) {
-    return is_f16(p, at) ? (p.w[0].cols + 127u) / 128u : (p.w[0].cols + 255u) / 256u;
+// The columns of this block: a run of them if it is one of a cluster.
+struct Columns {
+    uint32_t first;
+    uint32_t count;
+};
+
+DEVICE Columns columns_of_block(const MatmulParams& p) {
+    const uint32_t first = min(cluster_rank() * p.block_cols, p.w[0].cols);
+    return {first, min(p.block_cols, p.w[0].cols - first)};
 }
 
-DEVICE Source aim(const MatmulParams& p, const Tile& at, uint32_t index) {
-    const Weight& w = p.w[at.part];
-    const uint32_t lane = lane_id(), g = lane / 4u, t = lane % 4u, blocks = w.cols / 32u;
-    Source from;
-    if (w.format == WEIGHT_F16) {
-        const uint32_t row = at.tile * 16u + g, count = min(4u, blocks - index * 4u);
-        from.q = w.plane[0] + (static_cast<uint64_t>(row) * w.cols + index * 128u + t * 8u) * 2u;
-        from.s = from.q;
-        from.row_step = 16u * w.cols;
-        from.mask = ((row < w.rows ? 0x55u : 0u) | (row + 8u < w.rows ? 0xaau : 0u)) & ((1u << 2u * count) - 1u);
-    } else {
-        from.q = w.plane[0] + q8_0_tile(w.cols, at.tile, index * 8u) + lane * 16u;
-        from.s = w.plane[1] + q8_0_scales(w.cols, at.tile, index * 2u) + g * 16u;
-        from.row_step = 0;
-        from.mask = (1u << min(8u, blocks - index * 8u)) - 1u;
-    }
-    return from;
+// Pieces of a tile's columns: the first one, and how many.
+DEVICE uint32_t first_piece(const MatmulParams& p, const Tile& at, const Columns& columns) {
+    return columns.first / (is_f16(p, at) ? 128u : 256u);
 }
-
-DEVICE Source nowhere() { return {nullptr, nullptr, 0, 0}; }
-
-DEVICE uint4 fetch(const Source& from, uint32_t i) {
-    const uint32_t offset = from.row_step ? i / 2u * 64u + i % 2u * from.row_step : i * Q8_0_TILE_BYTES;
-    return from.mask >> i & 1u ? load_weights16(from.q + offset) : make_uint4(0, 0, 0, 0);
+DEVICE uint32_t pieces_of(const MatmulParams& p, const Tile& at, const Columns& columns) {
+    return is_f16(p, at) ? (columns.count + 127u) / 128u : (columns.count + 255u) / 256u;
 }
-
-DEVICE uint4 fetch_scales(const Source& from, uint32_t i) {
-    return from.row_step == 0 && (from.mask >> 4u * i & 1u) ? load_weights16(from.s + i * Q8_0_SCALES_BYTES)
-                                                            : make_uint4(0, 0, 0, 0);
-}
-
-DEVICE void fetch_all(Piece& piece, const Source& from) {
-#pragma unroll
-    for (uint32_t i = 0; i < 8; i++) piece.q[i] = fetch(from, i);
-#pragma unroll
-    for (uint32_t i = 0; i < 2; i++) piece.s[i] = fetch_scales(from, i);
-}
-
-DEVICE uint32_t word(const uint4& v, uint32_t i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
 // Shared memory of `matmul_1`, in this order.
 struct Activations {
-    float* plain;            // [cols] if there is an F16 weight
+    float* plain;            // [x_groups, cols] if there is an F16 weight
     uint32_t* quants;        // [x_groups, cols / 4]
     float* scales;           // [x_groups, cols / 32]
     float* sums;             // [rounds, warps, 16]
 };
 
 DEVICE Activations activations(const MatmulParams& p, unsigned char* shared) {
-    const uint32_t cols = p.w[0].cols;
+    const uint32_t count = p.x_groups * p.block_cols;
     Activations a;
     a.plain = reinterpret_cast<float*>(shared);
-    a.quants = reinterpret_cast<uint32_t*>(a.plain + (p.has_f16 ? cols : 0u));
-    a.scales = reinterpret_cast<float*>(a.quants + (p.has_q8_0 ? p.x_groups * (cols / 4u) : 0u));
-    a.sums = a.scales + (p.has_q8_0 ? p.x_groups * (cols / 32u) : 0u);
+    a.quants = reinterpret_cast<uint32_t*>(a.plain + (p.has_f16 ? count : 0u));
+    a.scales = reinterpret_cast<float*>(a.quants + (p.has_q8_0 ? count / 4u : 0u));
+    a.sums = a.scales + (p.has_q8_0 ? count / 32u : 0u);
     return a;
 }
 
-// The block's groups of x: as they are, and as bytes with scales.
-DEVICE void fetch_x(const MatmulParams& p, const Activations& a, uint32_t first_group) {
+// The block's groups of x, or its columns: as they are, and as bytes with scales.
+DEVICE void fetch_x(const MatmulParams& p, const Activations& a, uint32_t first_group, const Columns& columns) {
     const uint32_t cols = p.w[0].cols;
-    const uint32_t groups = min(p.x_groups, p.groups - first_group);
-    const float4* x = reinterpret_cast<const float4*>(p.x + static_cast<uint64_t>(first_group) * cols);
-    const uint32_t quads = groups * cols / 4u;
-    // Eight lanes have a block of 32, so a warp stays together: all of it is in or out by eights.
-    for (uint32_t from = 0; from < quads; from += blockDim.x) {
-        const uint32_t i = from + threadIdx.x;
-        const bool there = i < quads;
-        const float4 v = there ? x[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        if (p.has_f16 && there) reinterpret_cast<float4*>(a.plain)[i] = v;
-        if (p.has_q8_0) {
-            float most = max_abs4(v);
-            most = fmaxf(most, shuffle_xor(most, 1u));
-            most = fmaxf(most, shuffle_xor(most, 2u));
-            most = fmaxf(most, shuffle_xor(most, 4u));
-            // A NaN must not vanish in the rounding: the scale carries it.
-            float sum = v.x + v.y + v.z + v.w;
-            sum = sum - sum;
-            sum += shuffle_xor(sum, 1u);
-            sum += shuffle_xor(sum, 2u);
-            sum += shuffle_xor(sum, 4u);
-            if (there) {
-                a.quants[i] = quantize4(v, most > 0.0f ? 127.0f / most : 0.0f);
-                if (i % 8u == 0u) a.scales[i / 8u] = most * (1.0f / 127.0f) + sum;
-            }
+    const uint32_t count = p.groups == 1u ? columns.count : min(p.x_groups, p.groups - first_group) * cols;
+    const float* x = p.x + static_cast<uint64_t>(first_group) * cols + columns.first;
+    if (p.has_q8_0) quantize_to_shared(x, count, a.quants, a.scales);
+    if (p.has_f16) {
+        for (uint32_t i = threadIdx.x; i < count / 4u; i += blockDim.x) {
+            reinterpret_cast<float4*>(a.plain)[i] = reinterpret_cast<const float4*>(x)[i];
         }
-    }
-}
-
-// One token: a lane has rows g and g + 8 and an eighth of each block's columns. What has been used is
-// replaced by the next piece at once, so that as much is under way at any time as registers hold.
-DEVICE void multiply_1(Piece& piece, const Source& next, bool f16, uint32_t index, uint32_t blocks,
-                       const float* plain, const uint32_t* quants, const float* scales,
-                       float (&sum)[2]) {
-    const uint32_t t = lane_id() % 4u;
-    if (f16) {
-#pragma unroll
-        for (uint32_t i = 0; i < 4; i++) {
-            const uint32_t block = min(index * 4u + i, blocks - 1u);
-            // A block past the end has zero weights.
-            const float4* x = reinterpret_cast<const float4*>(plain + block * 32u + t * 8u);
-            const float4 x0 = x[0], x1 = x[1];
-#pragma unroll
-            for (uint32_t r = 0; r < 2; r++) {
-                const uint4 q = piece.q[2 * i + r];
-                piece.q[2 * i + r] = fetch(next, 2 * i + r);
-                const float2 a = unpack_f16x2(q.x), b = unpack_f16x2(q.y);
-                const float2 c = unpack_f16x2(q.z), d = unpack_f16x2(q.w);
-                float s = sum[r];
-                s = fmaf(a.x, x0.x, s);
-                s = fmaf(a.y, x0.y, s);
-                s = fmaf(b.x, x0.z, s);
-                s = fmaf(b.y, x0.w, s);
-                s = fmaf(c.x, x1.x, s);
-                s = fmaf(c.y, x1.y, s);
-                s = fmaf(d.x, x1.z, s);
-                sum[r] = fmaf(d.y, x1.w, s);
-            }
-        }
-    } else {
-#pragma unroll
-        for (uint32_t i = 0; i < 8; i++) {
-            const uint32_t block = min(index * 8u + i, blocks - 1u);
-            const uint32_t x0 = quants[block * 8u + t], x1 = quants[block * 8u + 4u + t];
-            const float scale = scales[block];
-            const uint4 q = piece.q[i];
-            piece.q[i] = fetch(next, i);
-            const float2 w = unpack_f16x2(word(piece.s[i / 4u], i % 4u));
-            const int32_t s0 = dp4a(q.z, x1, dp4a(q.x, x0, 0)), s1 = dp4a(q.w, x1, dp4a(q.y, x0, 0));
-            sum[0] = fmaf(static_cast<float>(s0), w.x * scale, sum[0]);
-            sum[1] = fmaf(static_cast<float>(s1), w.y * scale, sum[1]);
-            if (i % 4u == 3u) piece.s[i / 4u] = fetch_scales(next, i / 4u);
-        }
-    }
-    if (f16) {
-        piece.s[0] = fetch_scales(next, 0);
-        piece.s[1] = fetch_scales(next, 1);
     }
 }
 
@@ -261,20 +153,23 @@ template <uint32_t NT>
 DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
     constexpr uint32_t TOKENS = NT == 0 ? 1u : 8u * NT;
     const uint32_t warp = warp_id(), lane = lane_id(), g = lane / 4u, t = lane % 4u;
-    const uint32_t cols = p.w[0].cols, blocks = cols / 32u;
+    const uint32_t cols = p.w[0].cols, size = cluster_size();
+    const uint32_t block = blockIdx.x / size, of_grid = gridDim.x / size;
+    const Columns columns = columns_of_block(p);
     uint32_t tiles = 0;
     for (uint32_t i = 0; i < p.parts; i++) tiles += tiles_of(p.w[i]);
-    const uint32_t first = static_cast<uint32_t>(static_cast<uint64_t>(tiles) * blockIdx.x / gridDim.x);
-    const uint32_t last = static_cast<uint32_t>(static_cast<uint64_t>(tiles) * (blockIdx.x + 1u) / gridDim.x);
+    const uint32_t first = static_cast<uint32_t>(static_cast<uint64_t>(tiles) * block / of_grid);
+    const uint32_t last = static_cast<uint32_t>(static_cast<uint64_t>(tiles) * (block + 1u) / of_grid);
     const uint32_t slots = MATMUL_WARPS / p.split, slot = warp / p.split, share = warp % p.split;
     const uint32_t group_tiles = p.w[0].rows / p.groups / 16u;
 
     pdl_trigger();
     // The flat sequence of this warp's pieces: tile after tile, each `split` pieces apart.
-    uint32_t piece = share;
     Tile at = find_tile(p, first + slot);
     Piece now;
-    fetch_all(now, first + slot < last && piece < pieces_of(p, at) ? aim(p, at, piece) : nowhere());
+    fetch_all(now, first + slot < last && share < pieces_of(p, at, columns)
+                       ? aim(p.w[at.part], at.tile, first_piece(p, at, columns) + share)
+                       : nowhere());
     pdl_wait();
 
     const uint32_t first_group = p.groups == 1u ? 0u : first / group_tiles;
@@ -283,7 +178,7 @@ DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
     if (NT == 0) {
         x = activations(p, shared);
         sums = x.sums;
-        fetch_x(p, x, first_group);
+        fetch_x(p, x, first_group, columns);
         __syncthreads();
     }
 
@@ -293,28 +188,33 @@ DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
             if (mine >= last) break;
             float sum[NT == 0 ? 1 : NT][4] = {};
             const uint32_t group = p.groups == 1u ? 0u : at.tile / group_tiles;
-            const bool f16 = is_f16(p, at);
-            const uint32_t pieces = pieces_of(p, at);
-            const bool ahead = mine + slots < last;
+            const bool f16 = is_f16(p, at), ahead = mine + slots < last;
+            const uint32_t pieces = pieces_of(p, at, columns), from = first_piece(p, at, columns);
+            uint32_t piece = share;
+            bool more;
             do {
                 // The next piece of this tile, or the first of this warp's next one.
                 const uint32_t current = piece;
-                const bool more = piece + p.split < pieces;
+                more = piece + p.split < pieces;
                 piece = more ? piece + p.split : share;
                 if (!more && ahead) at = find_tile(p, mine + slots);
-                const Source next =
-                    more || (ahead && piece < pieces_of(p, at)) ? aim(p, at, piece) : nowhere();
-                if constexpr (NT == 0) {
+                const Source next = more || (ahead && share < pieces_of(p, at, columns))
+                                        ? aim(p.w[at.part], at.tile, first_piece(p, at, columns) + piece)
+                                        : nowhere();
+                if (current >= pieces) {
+                    // Fewer pieces than warps.
+                    fetch_all(now, next);
+                } else if constexpr (NT == 0) {
                     const uint32_t local = group - first_group;
                     float two[2] = {sum[0][0], sum[0][1]};
-                    multiply_1(now, next, f16, current, blocks, x.plain, x.quants + local * (cols / 4u),
-                               x.scales + local * blocks, two);
+                    multiply_1(now, next, f16, current, columns.count / 32u, x.plain + local * cols,
+                               x.quants + local * (cols / 4u), x.scales + local * (cols / 32u), two);
                     sum[0][0] = two[0];
                     sum[0][1] = two[1];
                 } else {
-                    multiply_many<NT>(p, now, next, f16, current, blocks, group, sum);
+                    multiply_many<NT>(p, now, next, f16, from + current, cols / 32u, group, sum);
                 }
-            } while (piece != share);
+            } while (more);
             float* to = sums + (round * MATMUL_WARPS + warp) * (16u * TOKENS);
             if constexpr (NT == 0) {
 #pragma unroll
@@ -334,19 +234,22 @@ DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
                 }
             }
         }
-        __syncthreads();
+        cluster_sync();
         const uint32_t here = min(last - start, slots * p.rounds);
-        for (uint32_t i = threadIdx.x; i < here * 16u * TOKENS; i += blockDim.x) {
+        for (uint32_t i = threadIdx.x; cluster_rank() == 0 && i < here * 16u * TOKENS; i += blockDim.x) {
             const uint32_t tile_here = i / (16u * TOKENS), value = i % (16u * TOKENS);
-            const float* from = sums + tile_here * p.split * (16u * TOKENS) + value;
-            float s = from[0];
-            for (uint32_t w = 1; w < p.split; w++) s += from[w * (16u * TOKENS)];
+            float s = 0.0f;
+            for (uint32_t b = 0; b < size; b++) {
+                const float* from = cluster_shared(sums, b) + tile_here * p.split * (16u * TOKENS) + value;
+                for (uint32_t w = 0; w < p.split; w++) s += from[w * (16u * TOKENS)];
+            }
             const Tile tile = find_tile(p, start + tile_here);
             const uint32_t row = tile.tile * 16u + value % 16u, token = value / 16u;
             const uint32_t rows = p.w[tile.part].rows;
             if (row < rows && token < p.tokens) p.out[tile.part][static_cast<uint64_t>(token) * rows + row] = s;
         }
-        __syncthreads();
+        // Sums stay until they have been read.
+        cluster_sync();
     }
 }
 
@@ -382,20 +285,13 @@ KERNEL(quantize_rows, QuantizeRowsParams, 256) {
     const float4 v = there ? reinterpret_cast<const float4*>(
                                  p.x + static_cast<uint64_t>(token) * p.width)[block * 8u + in_block]
                            : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    float most = max_abs4(v);
-    most = fmaxf(most, shuffle_xor(most, 1u));
-    most = fmaxf(most, shuffle_xor(most, 2u));
-    most = fmaxf(most, shuffle_xor(most, 4u));
-    float sum = v.x + v.y + v.z + v.w;
-    sum = sum - sum;  // NaN or infinity inside: the scale carries it
-    sum += shuffle_xor(sum, 1u);
-    sum += shuffle_xor(sum, 2u);
-    sum += shuffle_xor(sum, 4u);
+    float scale;
+    const uint32_t four = quantize_shared_scale(v, scale);
     if (block < blocks) {
         const uint64_t at = static_cast<uint64_t>(block) * p.padded + token;
         uint32_t* to = reinterpret_cast<uint32_t*>(p.quants + at * 32u);
-        to[in_block % 4u * 2u + in_block / 4u] = quantize4(v, most > 0.0f ? 127.0f / most : 0.0f);
-        if (in_block == 0) p.scales[at] = most * (1.0f / 127.0f) + sum;
+        to[in_block % 4u * 2u + in_block / 4u] = four;
+        if (in_block == 0) p.scales[at] = scale;
     }
 }
 
