@@ -4,7 +4,7 @@ mod cpu;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use crate::device::{host, host_mut, Workspace};
+use crate::device::{host, host_mut, timed, Workspace};
 use crate::kv::{Ring, Rows};
 use crate::ragged::Ragged;
 
@@ -80,7 +80,11 @@ pub fn sink_attention(
         }
     }
     let out = ws.f32((tokens, heads, dim))?;
-    out.inplace_op1(&Attend { q, kv, windows, window, compressed, sinks, scale, batch })?;
+    timed(
+        &out,
+        || Ok(("attention".to_owned(), 0)),
+        || out.inplace_op1(&Attend { q, kv, windows, window, compressed, sinks, scale, batch }),
+    )?;
     Ok(out)
 }
 

@@ -4,7 +4,7 @@ mod cpu;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use crate::device::{host, host_mut, Workspace};
+use crate::device::{host, host_mut, timed, Workspace};
 use crate::kv::{HostRows, Rows};
 use crate::ragged::Ragged;
 
@@ -46,7 +46,11 @@ pub fn select_rows(
         }
     }
     let out = ws.u32((tokens, k))?;
-    out.inplace_op1(&Select { q, weights, keys, ratio, k, batch })?;
+    timed(
+        &out,
+        || Ok(("select_rows".to_owned(), keys.iter().map(|keys| keys.bytes()).sum())),
+        || out.inplace_op1(&Select { q, weights, keys, ratio, k, batch }),
+    )?;
     Ok(out)
 }
 

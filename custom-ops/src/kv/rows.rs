@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{bail, DType, Device, Result, Tensor};
 
 use super::Copy;
-use crate::device::{host, Host};
+use crate::device::{host, timed, Host};
 use crate::dot;
 use crate::ragged::Ragged;
 
@@ -191,18 +191,28 @@ pub fn append_rows(
             list.reserve(ended(span))?;
         }
         let shared: Vec<&Rows> = lists.iter().map(|list| &**list).collect();
-        super::cuda::append_rows(&gpu, &shared, source, batch, ratio)?;
+        timed(
+            source,
+            || Ok(("append_rows".to_owned(), 0)),
+            || super::cuda::append_rows(&gpu, &shared, source, batch, ratio),
+        )?;
         for (list, span) in lists.iter_mut().zip(batch.spans()) {
             list.advance(ended(span))?;
         }
         return Ok(());
     }
-    let mut from = 0;
-    for (sequence, (list, span)) in lists.iter_mut().zip(batch.spans()).enumerate() {
-        list.append(source, from, ended(span))?;
-        from += batch.window_rows_of(sequence, ratio);
-    }
-    Ok(())
+    timed(
+        source,
+        || Ok(("append_rows".to_owned(), 0)),
+        || {
+            let mut from = 0;
+            for (sequence, (list, span)) in lists.iter_mut().zip(batch.spans()).enumerate() {
+                list.append(source, from, ended(span))?;
+                from += batch.window_rows_of(sequence, ratio);
+            }
+            Ok(())
+        },
+    )
 }
 
 /// Rows borrowed on the host.

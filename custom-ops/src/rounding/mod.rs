@@ -13,7 +13,7 @@ use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor, D};
 use crate::device::cuda::emulating;
 #[cfg(cuda_kernels)]
 use crate::device::cuda::Target;
-use crate::device::{for_each_row, host_mut};
+use crate::device::{for_each_row, host_mut, timed};
 
 /// Rounds the first `channels` of each row in place through FP8 E4M3 with one power-of-two scale
 /// per block of 64: `s = 2^⌈log2(max(|x|max, 1e-4) / 448)⌉`, `x ← e4m3(x / s) · s`, ties to even.
@@ -27,7 +27,11 @@ pub fn fp8_round_trip(x: &Tensor, channels: usize) -> Result<()> {
         bail!("fp8_round_trip: {channels} channels of rows of {dim}");
     }
     let form = Form::Fp8 { channels, block: block_of(channels, 64) };
-    x.inplace_op1(&Round { name: "fp8_round_trip", dim, form })
+    timed(
+        x,
+        || Ok(("fp8_round_trip".to_owned(), 0)),
+        || x.inplace_op1(&Round { name: "fp8_round_trip", dim, form }),
+    )
 }
 
 /// Turns each row by the Walsh–Hadamard matrix (natural order, scaled by `dim^-1/2`), then rounds
@@ -41,7 +45,11 @@ pub fn hadamard_fp4_round_trip(x: &Tensor) -> Result<()> {
     if !dim.is_power_of_two() {
         bail!("hadamard_fp4_round_trip: rows of {dim}, which is no power of two");
     }
-    x.inplace_op1(&Round { name: "hadamard_fp4_round_trip", dim, form: Form::HadamardFp4 })
+    timed(
+        x,
+        || Ok(("hadamard_fp4_round_trip".to_owned(), 0)),
+        || x.inplace_op1(&Round { name: "hadamard_fp4_round_trip", dim, form: Form::HadamardFp4 }),
+    )
 }
 
 /// The largest power of two that divides `channels`, at most `most`.

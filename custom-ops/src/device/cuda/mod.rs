@@ -28,7 +28,7 @@ pub use graph::{capture, Graph};
 #[cfg(feature = "cuda")]
 pub use load::Loader;
 #[cfg(feature = "cuda")]
-pub(crate) use real::poison;
+pub(crate) use real::{between, mark, poison};
 #[cfg(feature = "cuda")]
 pub use real::{open, Memory};
 

@@ -8,7 +8,7 @@ use candle_core::cuda_backend::cudarc::driver::sys::{
     self, CUdevice_attribute_enum as Attribute, CUfunction_attribute_enum as FunctionAttribute,
 };
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaStream, DevicePtr, DriverError,
+    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, DevicePtr, DriverError,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::DeviceId;
@@ -264,6 +264,19 @@ impl Executor {
         }
         Ok(function)
     }
+}
+
+/// A point in what is queued on a device.
+pub(crate) fn mark(device: &CudaDevice) -> Result<CudaEvent> {
+    let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
+    device.cuda_stream().record_event(Some(flags)).map_err(failed("event"))
+}
+
+/// The time that the device spent between two points; waits for the second.
+pub(crate) fn between(begin: &CudaEvent, end: &CudaEvent) -> Result<std::time::Duration> {
+    end.synchronize().map_err(failed("event"))?;
+    let milliseconds = begin.elapsed_ms(end).map_err(failed("event"))?;
+    Ok(std::time::Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1000.0))
 }
 
 /// Fills a contiguous view of four-byte values with ones: not a number, or the largest index.
