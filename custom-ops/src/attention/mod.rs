@@ -82,10 +82,28 @@ pub fn sink_attention(
     let out = ws.f32((tokens, heads, dim))?;
     timed(
         &out,
-        || Ok(("attention".to_owned(), 0)),
+        || Ok(("attention".to_owned(), read_bytes(dim, window, compressed, batch))),
         || out.inplace_op1(&Attend { q, kv, windows, window, compressed, sinks, scale, batch }),
     )?;
     Ok(out)
+}
+
+/// Bytes of the rows that the last token of each sequence attends to.
+fn read_bytes(dim: usize, window: usize, compressed: Option<Compressed>, batch: &Ragged) -> usize {
+    let of_window = |end: usize| end.min(window) * dim * 4;
+    let of_rows = |sequence: usize, end: usize| match compressed {
+        Some(Compressed { rows, selection }) => {
+            let rows = rows[sequence];
+            let count = match selection {
+                Selection::Visible { ratio } => end / ratio,
+                Selection::Chosen(ids) => rows.len().min(ids.dim(1).unwrap_or(0)),
+            };
+            rows.bytes_of(count)
+        }
+        None => 0,
+    };
+    let spans = batch.spans().iter().map(|span| span.end()).enumerate();
+    spans.map(|(sequence, end)| of_window(end) + of_rows(sequence, end)).sum()
 }
 
 struct Attend<'a> {

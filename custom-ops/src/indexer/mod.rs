@@ -48,7 +48,7 @@ pub fn select_rows(
     let out = ws.u32((tokens, k))?;
     timed(
         &out,
-        || Ok(("select_rows".to_owned(), keys.iter().map(|keys| keys.bytes()).sum())),
+        || Ok(("select_rows".to_owned(), keys.iter().map(|keys| keys.bytes_of(keys.len())).sum())),
         || out.inplace_op1(&Select { q, weights, keys, ratio, k, batch }),
     )?;
     Ok(out)

@@ -72,6 +72,12 @@ impl Rows {
         self.pages.len() * self.page_rows * self.width * 4
     }
 
+    /// Bytes that the first `count` rows take.
+    pub(crate) fn bytes_of(&self, count: usize) -> usize {
+        let rows = self.pages.len() * self.page_rows;
+        self.bytes() / rows.max(1) * count
+    }
+
     /// Appends `count` rows of `batch` `[rows, width]`, from row `from` on.
     ///
     /// # Errors
