@@ -8,6 +8,7 @@ pub mod bench;
 mod block;
 mod chat;
 mod command;
+pub mod connect;
 pub mod doctor;
 mod failure;
 pub mod imatrix;
@@ -27,6 +28,7 @@ pub mod pull;
 pub mod quantize;
 mod repl;
 pub mod rm;
+pub mod serve;
 mod session;
 mod stats;
 pub mod synth;
@@ -82,6 +84,7 @@ fn perform(work: Work) -> Result<(), Failure> {
             Ok(_) => Err(Failure::Run("no published model fits this machine".to_owned())),
             Err(error) => Err(input(error)),
         },
+        Work::Connect(connect) => connect::run(&connect, &mut io::stdout().lock()).map_err(input),
         Work::Inspect { file, json } => inspect(&file, json),
         Work::Logits { model, tokens, chunks, output } => {
             let model = session::open_model(&model, &Device::Cpu)?;

@@ -7,6 +7,7 @@ use candle_core::Device;
 
 use super::args::{Args, BenchArgs, Command, QuantizeArgs, SynthArgs, TalkArgs};
 use super::bench::{Bench, Prompt};
+use super::connect::Connect;
 use super::failure::Failure;
 use super::model_path::ModelPath;
 use super::place::Place;
@@ -45,6 +46,8 @@ pub enum Work {
         /// As JSON.
         json: bool,
     },
+    /// Set up a client of the server.
+    Connect(Connect),
     /// List a file.
     Inspect {
         /// Which.
@@ -148,6 +151,9 @@ impl Work {
                 Command::List { json } => Ok(Self::List { json }),
                 Command::Rm { name } => Ok(Self::Remove(name)),
                 Command::Doctor { json } => Ok(Self::Doctor { json }),
+                Command::Connect { client, url, ctx: context, write } => {
+                    Ok(Self::Connect(Connect { client, url, context, write }))
+                }
                 Command::Inspect { file, json } => Ok(Self::Inspect { file, json }),
                 Command::Quantize(what) => Ok(Self::Quantize(what)),
                 Command::Imatrix { model, file, output, ctx } => {
@@ -253,7 +259,7 @@ pub fn affordable(wanted: Thinking, context: usize) -> Thinking {
 }
 
 /// The model typed, or what stands for none.
-fn model_path(typed: Option<&Path>) -> ModelPath {
+pub fn model_path(typed: Option<&Path>) -> ModelPath {
     ModelPath::resolve(typed, std::env::var_os("DS4_MODEL").as_deref(), Path::new("."))
 }
 
@@ -322,7 +328,11 @@ fn tools(path: &Path) -> Result<Vec<Tool>, Failure> {
     })
 }
 
-fn use_threads(threads: usize) -> Result<(), Failure> {
+/// Computes with this many threads.
+///
+/// # Errors
+/// None, or more than the system has.
+pub fn use_threads(threads: usize) -> Result<(), Failure> {
     if threads == 0 {
         return Err(Failure::Input(
             "--threads is 0: at least one must compute; leave it out for one per core".to_owned(),
