@@ -58,3 +58,6 @@ async fn count(State(app): State<App>, caller: Caller, body: Json) -> Response {
         Err(error) => caller.refuse(&error),
     }
 }
+
+#[cfg(test)]
+mod tests;

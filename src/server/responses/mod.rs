@@ -81,3 +81,6 @@ async fn count(State(app): State<App>, caller: Caller, body: Json) -> Response {
         Err(error) => caller.refuse(&blame_input(error)),
     }
 }
+
+#[cfg(test)]
+mod tests;
