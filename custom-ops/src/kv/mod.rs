@@ -1,9 +1,11 @@
 //! Where a sequence's state lives on the device: rings for what is soon overwritten, pages for
 //! what is only appended.
 
+mod packed;
 mod ring;
 mod rows;
 
+pub use packed::{NotARow, NotPackable, RowFormat};
 pub use ring::Ring;
 pub(crate) use rows::HostRows;
 pub use rows::{Rows, PAGE_TOKENS};
