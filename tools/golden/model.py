@@ -469,7 +469,8 @@ def make(name):
     in_f64 = (logits_of(wide, ids).float() - logits).abs().max().item()
     shaken = unsteadiness(model, ids, logits)
     assert max(by_token, by_chunk, in_f64) < 5e-5, (name, by_token, by_chunk, in_f64)
-    assert shaken < 5e-4, (name, shaken)
+    # So much turns a few BF16 roundings; the seed keeps clear of what other arithmetic may turn.
+    assert shaken < (2e-2 if c["rounding"] else 5e-4), (name, shaken)
 
     np.save(OUT / f"{name}.logits.npy", logits.numpy().astype(np.float32))
     (OUT / f"{name}.tokens.txt").write_text(" ".join(map(str, ids[0].tolist())) + "\n")
