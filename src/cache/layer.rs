@@ -1,10 +1,10 @@
 //! What one layer remembers of a sequence.
 
 use candle_core::{Device, Result};
-use candle_ds4_ops::{PoolState, Pooling, Ring, Rows};
+use candle_ds4_ops::{PoolState, Pooling, Ring, RowFormat, Rows};
 
 use super::REWIND_TOKENS;
-use crate::config::{Config, LayerKind};
+use crate::config::{Config, IndexerConfig, LayerKind};
 
 /// A compressor's state and the rows that it has made.
 #[derive(Debug)]
@@ -28,16 +28,16 @@ pub struct LayerCache {
 }
 
 impl CompressorCache {
-    fn new(kind: LayerKind, dim: usize, device: &Device) -> Result<Option<Self>> {
+    fn new(kind: LayerKind, format: RowFormat, device: &Device) -> Result<Option<Self>> {
         let Some(pooling) = pooling(kind) else { return Ok(None) };
         let slots = pooling.reach() + REWIND_TOKENS;
-        let width = pooling.width(dim);
+        let width = pooling.width(format.width());
         let state = PoolState {
             values: Ring::new(slots, width, device)?,
             gates: Ring::new(slots, width, device)?,
         };
         let ratio = pooling.ratio;
-        Ok(Some(Self { state, rows: Rows::new(ratio, dim, device), ratio }))
+        Ok(Some(Self { state, rows: Rows::with_format(ratio, format, device), ratio }))
     }
 
     fn duplicate(&self) -> Result<Self> {
@@ -58,7 +58,7 @@ impl CompressorCache {
 
     fn same_shape(&self, other: &Self) -> bool {
         self.ratio == other.ratio
-            && self.rows.width() == other.rows.width()
+            && self.rows.format() == other.rows.format()
             && self.state.values.data().dims() == other.state.values.data().dims()
     }
 }
@@ -68,13 +68,13 @@ impl LayerCache {
         let slots = config.sliding_window + REWIND_TOKENS;
         let keys = match (kind, &config.indexer) {
             (LayerKind::Sparse { .. }, Some(indexer)) => {
-                CompressorCache::new(kind, indexer.head_dim, device)?
+                CompressorCache::new(kind, key_format(config, indexer), device)?
             }
             _ => None,
         };
         Ok(Self {
             window: Ring::new(slots, config.head_dim, device)?,
-            compressed: CompressorCache::new(kind, config.head_dim, device)?,
+            compressed: CompressorCache::new(kind, row_format(config), device)?,
             keys,
         })
     }
@@ -118,5 +118,21 @@ pub(crate) fn pooling(kind: LayerKind) -> Option<Pooling> {
         LayerKind::Window => None,
         LayerKind::Sparse { ratio } => Some(Pooling { ratio, overlap: true }),
         LayerKind::Heavy { ratio } => Some(Pooling { ratio, overlap: false }),
+    }
+}
+
+/// How rows that attention reads are kept: as the model rounds them.
+pub(super) fn row_format(config: &Config) -> RowFormat {
+    match config.activation_rounding {
+        true => RowFormat::Fp8 { nope: config.nope_dim(), rope: config.rope_dim },
+        false => RowFormat::F32 { width: config.head_dim },
+    }
+}
+
+/// How the indexer's keys are kept: as the model rounds them.
+pub(super) fn key_format(config: &Config, indexer: &IndexerConfig) -> RowFormat {
+    match config.activation_rounding {
+        true => RowFormat::Fp4 { width: indexer.head_dim },
+        false => RowFormat::F32 { width: indexer.head_dim },
     }
 }
