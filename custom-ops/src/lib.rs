@@ -27,7 +27,7 @@ pub use embed::embed;
 pub use experts::{experts, Mlp};
 pub use hyper_connection::{hyper_collapse, hyper_expand, hyper_head_mix, hyper_mix, MixParams};
 pub use indexer::{select_rows, NO_ROW};
-pub use kv::{NotARow, NotPackable, Ring, RowFormat, Rows, PAGE_TOKENS};
+pub use kv::{BytesError, NotARow, NotPackable, Ring, RowFormat, Rows, PAGE_TOKENS};
 pub use matmul::{grouped_matmul, matmul};
 pub use matrix::Matrix;
 pub use ragged::{Ragged, Span};

@@ -1,5 +1,7 @@
 //! What one layer remembers of a sequence.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Result};
 use candle_ds4_ops::{PoolState, Pooling, Ring, RowFormat, Rows};
 
@@ -40,6 +42,11 @@ impl CompressorCache {
         Ok(Some(Self { state, rows: Rows::with_format(ratio, format, device), ratio }))
     }
 
+    /// Tokens that a row stands for.
+    pub fn ratio(&self) -> usize {
+        self.ratio
+    }
+
     fn duplicate(&self) -> Result<Self> {
         let state = PoolState {
             values: self.state.values.duplicate()?,
@@ -48,12 +55,18 @@ impl CompressorCache {
         Ok(Self { state, rows: self.rows.clone(), ratio: self.ratio })
     }
 
-    fn truncate(&mut self, tokens: usize) {
+    pub(super) fn truncate(&mut self, tokens: usize) {
         self.rows.truncate(tokens / self.ratio);
     }
 
     fn bytes(&self) -> usize {
         self.state.values.bytes() + self.state.gates.bytes() + self.rows.bytes()
+    }
+
+    /// All but pages that others share.
+    fn own_bytes(&self) -> usize {
+        let shared = self.rows.pages().iter().filter(|page| Arc::strong_count(page) > 1).count();
+        self.bytes() - shared * self.rows.page_bytes()
     }
 
     fn same_shape(&self, other: &Self) -> bool {
@@ -90,14 +103,27 @@ impl LayerCache {
     }
 
     pub(super) fn truncate(&mut self, tokens: usize) {
-        for compressor in [&mut self.compressed, &mut self.keys].into_iter().flatten() {
-            compressor.truncate(tokens);
-        }
+        self.lists_mut().for_each(|list| list.truncate(tokens));
     }
 
     pub(super) fn bytes(&self) -> usize {
-        let compressors = [&self.compressed, &self.keys].into_iter().flatten();
-        self.window.bytes() + compressors.map(CompressorCache::bytes).sum::<usize>()
+        self.window.bytes() + self.lists().map(CompressorCache::bytes).sum::<usize>()
+    }
+
+    /// All but pages that others share.
+    pub(super) fn own_bytes(&self) -> usize {
+        let lists = self.lists().map(CompressorCache::own_bytes);
+        self.window.bytes() + lists.sum::<usize>()
+    }
+
+    /// The compressed rows and the keys, as far as there are any.
+    pub(super) fn lists(&self) -> impl Iterator<Item = &CompressorCache> {
+        [&self.compressed, &self.keys].into_iter().flatten()
+    }
+
+    /// The same, to change.
+    pub(super) fn lists_mut(&mut self) -> impl Iterator<Item = &mut CompressorCache> {
+        [&mut self.compressed, &mut self.keys].into_iter().flatten()
     }
 
     pub(super) fn same_shape(&self, other: &Self) -> bool {
@@ -122,7 +148,7 @@ pub(crate) fn pooling(kind: LayerKind) -> Option<Pooling> {
 }
 
 /// How rows that attention reads are kept: as the model rounds them.
-pub(super) fn row_format(config: &Config) -> RowFormat {
+pub(in crate::cache) fn row_format(config: &Config) -> RowFormat {
     match config.activation_rounding {
         true => RowFormat::Fp8 { nope: config.nope_dim(), rope: config.rope_dim },
         false => RowFormat::F32 { width: config.head_dim },
@@ -130,7 +156,7 @@ pub(super) fn row_format(config: &Config) -> RowFormat {
 }
 
 /// How the indexer's keys are kept: as the model rounds them.
-pub(super) fn key_format(config: &Config, indexer: &IndexerConfig) -> RowFormat {
+pub(in crate::cache) fn key_format(config: &Config, indexer: &IndexerConfig) -> RowFormat {
     match config.activation_rounding {
         true => RowFormat::Fp4 { width: indexer.head_dim },
         false => RowFormat::F32 { width: indexer.head_dim },

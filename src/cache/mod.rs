@@ -1,16 +1,20 @@
-//! The KV state of one sequence: append, rewind, snapshot, restore.
+//! The KV state of one sequence: append, rewind, snapshot, restore; as bytes in [`image`].
 
+mod footprint;
+pub mod image;
 mod layer;
 
 use candle_core::{Device, Result};
 
 use crate::config::Config;
+pub use footprint::Footprint;
 pub(crate) use layer::pooling;
 pub use layer::{CompressorCache, LayerCache};
 
-/// Tokens that [`Cache::truncate`] can always take back without a snapshot.
+/// Tokens that [`Cache::truncate`] can take back without a snapshot.
 ///
-/// Rings keep so many tokens more than attention needs.
+/// Rings keep so many tokens more than attention needs. What comes back from an [`image`] has only
+/// what attention needs.
 pub const REWIND_TOKENS: usize = 8;
 
 /// Why a cache cannot do what was asked.
@@ -19,14 +23,16 @@ pub const REWIND_TOKENS: usize = 8;
 pub enum CacheError {
     /// The state that far back is overwritten.
     #[error(
-        "cannot rewind to token {wanted}: the sequence has {len} tokens, and only the last \
-         {REWIND_TOKENS} can be taken back; restore a snapshot instead"
+        "cannot rewind to token {wanted}: the sequence has {len} tokens and can go back to \
+         {oldest} at most; restore a snapshot instead"
     )]
     TooFarBack {
         /// The length asked for.
         wanted: usize,
         /// The length now.
         len: usize,
+        /// The least length that it can go back to, but for zero.
+        oldest: usize,
     },
     /// It is not shorter than the sequence.
     #[error("cannot rewind to token {wanted}: the sequence has only {len} tokens")]
@@ -48,6 +54,8 @@ pub enum CacheError {
 pub struct Cache {
     layers: Vec<LayerCache>,
     len: usize,
+    /// The least length whose rows the rings still have.
+    oldest: usize,
     /// A forward pass failed half-way: layers disagree about the length.
     torn: bool,
     config: Config,
@@ -59,6 +67,7 @@ pub struct Cache {
 pub struct Snapshot {
     layers: Vec<LayerCache>,
     len: usize,
+    oldest: usize,
 }
 
 impl Cache {
@@ -70,6 +79,7 @@ impl Cache {
         Ok(Self {
             layers: empty_layers(config, device)?,
             len: 0,
+            oldest: 0,
             torn: false,
             config: config.clone(),
             device: device.clone(),
@@ -91,11 +101,21 @@ impl Cache {
         self.layers.iter().map(LayerCache::bytes).sum()
     }
 
+    /// Bytes that would be free without it: all but pages that others share.
+    pub fn own_bytes(&self) -> usize {
+        self.layers.iter().map(LayerCache::own_bytes).sum()
+    }
+
+    /// The least length that [`Cache::truncate`] can go back to, but for zero, which always works.
+    pub fn oldest(&self) -> usize {
+        self.oldest
+    }
+
     /// Forgets all tokens from the `len`-th on.
     ///
     /// # Errors
-    /// If more than [`REWIND_TOKENS`] would have to be taken back (but zero always works), or the
-    /// sequence is shorter; the cache is then as before.
+    /// If that is less than [`Cache::oldest`] (but zero always works), or the sequence is shorter;
+    /// the cache is then as before.
     pub fn truncate(&mut self, len: usize) -> std::result::Result<(), CacheError> {
         if len > self.len {
             return Err(CacheError::Ahead { wanted: len, len: self.len });
@@ -104,8 +124,9 @@ impl Cache {
             self.clear()?;
             return Ok(());
         }
-        if self.len - len > REWIND_TOKENS {
-            return Err(CacheError::TooFarBack { wanted: len, len: self.len });
+        if len < self.oldest {
+            let Self { len: now, oldest, .. } = *self;
+            return Err(CacheError::TooFarBack { wanted: len, len: now, oldest });
         }
         self.layers.iter_mut().for_each(|layer| layer.truncate(len));
         self.len = len;
@@ -118,7 +139,7 @@ impl Cache {
     /// If the device has no memory left.
     pub fn clear(&mut self) -> Result<()> {
         self.layers = empty_layers(&self.config, &self.device)?;
-        self.len = 0;
+        (self.len, self.oldest) = (0, 0);
         self.torn = false;
         Ok(())
     }
@@ -129,7 +150,7 @@ impl Cache {
     /// If the device has no memory left.
     pub fn snapshot(&self) -> Result<Snapshot> {
         let layers = self.layers.iter().map(LayerCache::duplicate).collect::<Result<_>>()?;
-        Ok(Snapshot { layers, len: self.len })
+        Ok(Snapshot { layers, len: self.len, oldest: self.oldest })
     }
 
     /// Goes back to a snapshot of this cache or of another one of the same model.
@@ -144,7 +165,7 @@ impl Cache {
             candle_core::bail!("restore: the snapshot is of a model of another shape");
         }
         self.layers = snapshot.layers.iter().map(LayerCache::duplicate).collect::<Result<_>>()?;
-        self.len = snapshot.len;
+        (self.len, self.oldest) = (snapshot.len, snapshot.oldest);
         self.torn = false;
         Ok(())
     }
@@ -167,6 +188,7 @@ impl Cache {
     /// The pass that [`Cache::begin`] opened has appended `tokens` to every layer.
     pub(crate) fn advance(&mut self, tokens: usize) {
         self.len += tokens;
+        self.oldest = self.oldest.max(self.len.saturating_sub(REWIND_TOKENS));
         self.torn = false;
     }
 }
@@ -180,6 +202,11 @@ impl Snapshot {
     /// Whether it remembers nothing.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Bytes that would be free without it: all but pages that others share.
+    pub fn own_bytes(&self) -> usize {
+        self.layers.iter().map(LayerCache::own_bytes).sum()
     }
 
     /// Bytes held on the device, shared pages included.

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::{Engine, EngineError, CHUNK_TOKENS};
-use crate::cache::{Cache, Snapshot, REWIND_TOKENS};
+use crate::cache::{Cache, Snapshot};
 use crate::model::{Input, Logits};
 
 /// Frontiers that a sequence keeps at most.
@@ -118,7 +118,7 @@ impl Sequence {
         self.logits = None;
         let frontier =
             self.frontiers.iter().rev().find(|f| f.len() <= wanted).map_or(0, Snapshot::len);
-        if self.tokens.len() - wanted <= REWIND_TOKENS && wanted > frontier {
+        if wanted >= self.cache.oldest() && wanted > frontier {
             self.cache.truncate(wanted)?;
             self.tokens.truncate(wanted);
             self.frontiers.retain(|f| f.len() <= wanted);

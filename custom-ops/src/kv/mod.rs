@@ -1,12 +1,14 @@
 //! Where a sequence's state lives on the device: rings for what is soon overwritten, pages for
 //! what is only appended. Rows of pages are packed if they were rounded.
 
+mod bytes;
 mod host;
 mod packed;
 mod ring;
 mod rows;
 mod unpack;
 
+pub use bytes::BytesError;
 pub(crate) use host::HostRows;
 pub use packed::{NotARow, NotPackable, RowFormat};
 pub use ring::Ring;
