@@ -77,6 +77,21 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make a coding agent use ds4-server
+    Connect {
+        /// The program
+        #[arg(value_enum)]
+        client: super::connect::Client,
+        /// The server's address
+        #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
+        url: String,
+        /// Tokens of context that the server has (its --ctx)
+        #[arg(short, long, value_name = "N", default_value_t = 32_768)]
+        ctx: usize,
+        /// Write the program's settings file instead of printing what belongs there
+        #[arg(long)]
+        write: bool,
+    },
     /// List what is in a GGUF file
     Inspect {
         /// The file

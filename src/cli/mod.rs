@@ -7,6 +7,7 @@ mod args;
 mod block;
 mod chat;
 mod command;
+pub mod connect;
 pub mod doctor;
 mod failure;
 pub mod imatrix;
@@ -80,6 +81,7 @@ fn perform(work: Work) -> Result<(), Failure> {
             Ok(_) => Err(Failure::Run("no published model fits this machine".to_owned())),
             Err(error) => Err(input(error)),
         },
+        Work::Connect(connect) => connect::run(&connect, &mut io::stdout().lock()).map_err(input),
         Work::Inspect { file, json } => inspect(&file, json),
         Work::Logits { model, tokens, chunks, output } => {
             let model = session::open_model(&model, &Device::Cpu)?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 
 use super::args::{Args, BackendName, Command, QuantizeArgs, SynthArgs, TalkArgs};
+use super::connect::Connect;
 use super::failure::Failure;
 use super::model_path::ModelPath;
 use super::terminal::{tell, Terminal};
@@ -43,6 +44,8 @@ pub enum Work {
         /// As JSON.
         json: bool,
     },
+    /// Set up a client of the server.
+    Connect(Connect),
     /// List a file.
     Inspect {
         /// Which.
@@ -137,6 +140,9 @@ impl Work {
                 Command::List { json } => Ok(Self::List { json }),
                 Command::Rm { name } => Ok(Self::Remove(name)),
                 Command::Doctor { json } => Ok(Self::Doctor { json }),
+                Command::Connect { client, url, ctx: context, write } => {
+                    Ok(Self::Connect(Connect { client, url, context, write }))
+                }
                 Command::Inspect { file, json } => Ok(Self::Inspect { file, json }),
                 Command::Quantize(what) => Ok(Self::Quantize(what)),
                 Command::Imatrix { model, file, output, ctx } => {
