@@ -49,6 +49,13 @@ struct Frontier {
     used: u64,
 }
 
+impl Frontier {
+    /// Whether the state after `end` tokens can go back to the one after `len`.
+    fn reaches(&self, end: usize, len: usize) -> bool {
+        end == len || self.state.oldest() <= len
+    }
+}
+
 /// What is known of a prompt.
 pub(super) struct Found {
     /// Where to go on from, and how many tokens of it are the prompt's: at most
@@ -248,7 +255,7 @@ impl Prefixes {
         while let Some(index) = open.pop() {
             let node = &self.nodes[index];
             if node.end <= len + REWIND_TOKENS {
-                if node.frontier.is_some() {
+                if node.frontier.as_ref().is_some_and(|frontier| frontier.reaches(node.end, len)) {
                     return Some(index);
                 }
                 open.extend(node.children.values());
