@@ -1,6 +1,7 @@
-//! The KV state of one sequence: append, rewind, snapshot, restore.
+//! The KV state of one sequence: append, rewind, snapshot, restore; and a [`store`] for many.
 
 mod layer;
+pub mod store;
 
 use candle_core::{Device, Result};
 
