@@ -1,8 +1,10 @@
-//! The KV state of one sequence: append, rewind, snapshot, restore; as bytes in [`image`].
+//! The KV state of one sequence: append, rewind, snapshot, restore; as bytes in [`image`]; and a
+//! [`store`] for many.
 
 mod footprint;
 pub mod image;
 mod layer;
+pub mod store;
 
 use candle_core::{Device, Result};
 use candle_ds4_ops::Rows;
