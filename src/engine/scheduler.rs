@@ -192,7 +192,6 @@ impl Scheduler {
 
     /// What is going on, and what was done.
     pub fn stats(&mut self) -> Stats {
-        let saves = self.disk.as_ref().map(Disk::saves).unwrap_or_default();
         let paused = self.running.iter_mut().map(|running| running.reply.is_behind());
         Stats {
             paused: paused.filter(|behind| *behind).count(),
@@ -201,8 +200,6 @@ impl Scheduler {
             reserved_bytes: self.reserved(),
             kept_bytes: self.prefixes.bytes(),
             frontiers: self.prefixes.frontiers(),
-            saves: saves.done,
-            saves_skipped: saves.skipped,
             ..self.stats.clone()
         }
     }

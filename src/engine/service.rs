@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::choose::guarded;
-use super::disk::Disk;
+use super::disk::{Disk, Saves};
 use super::footprint::Footprint;
 use super::generate::Finish;
 use super::job::{Attach, Job, Namespace, Update};
@@ -68,6 +68,7 @@ pub struct Service {
     footprint: Footprint,
     limits: Limits,
     store: Option<Store>,
+    saves: Arc<Saves>,
     attach: Arc<OnceLock<Arc<dyn Attach>>>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
     _open: Arc<Open>,
@@ -144,6 +145,7 @@ impl Service {
         let attach = Arc::new(OnceLock::new());
         let disk = store.clone().map(|store| Disk::new(&engine, store, attach.clone()));
         let disk = disk.transpose()?;
+        let saves = disk.as_ref().map(Disk::saves).cloned().unwrap_or_default();
         let at_work = Work { engine, limits: limits.clone(), desk: desk.clone() };
         let thread =
             thread::Builder::new().name("engine".to_owned()).spawn(move || at_work.run(disk))?;
@@ -157,6 +159,7 @@ impl Service {
             footprint,
             limits,
             store,
+            saves,
             attach,
             thread,
             _open,
@@ -201,7 +204,9 @@ impl Service {
     pub fn stats(&self) -> Stats {
         let inbox = self.desk.lock();
         let waiting = inbox.waiting + inbox.jobs.len();
-        Stats { waiting, ..inbox.stats.clone() }
+        // They go on while the engine has nothing to do.
+        let (saves, saves_skipped) = (self.saves.done(), self.saves.skipped());
+        Stats { waiting, saves, saves_skipped, ..inbox.stats.clone() }
     }
 
     /// Asks for an answer.

@@ -91,7 +91,9 @@ fn read(shared: &Shared, order: &Order) -> Result<Snapshot, LoadError> {
         }
         None => layout.restore(len, device)?,
     };
+    // Both are looked at in any case: what is damaged is then out of the way, and written anew.
+    let frontier = hit.frontier();
     let first = restore.next_page().unwrap_or(hit.pages());
     hit.read_pages(first..hit.pages(), |_, rows| restore.push(rows).map_err(LoadError::from))?;
-    Ok(restore.finish(&hit.frontier()?.state)?)
+    Ok(restore.finish(&frontier?.state)?)
 }

@@ -150,7 +150,7 @@ impl Disk {
     }
 
     /// What was written, and what was not.
-    pub fn saves(&self) -> Saves {
+    pub fn saves(&self) -> &Arc<Saves> {
         self.saver.saves()
     }
 }

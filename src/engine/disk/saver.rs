@@ -27,37 +27,41 @@ pub(in crate::engine) struct Save {
     pub since: Instant,
 }
 
-/// What was written, and what was not.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What was written, and what was not; counted as it happens.
+#[derive(Debug, Default)]
 pub(in crate::engine) struct Saves {
+    done: AtomicU64,
+    skipped: AtomicU64,
+}
+
+impl Saves {
     /// States that the store has.
-    pub done: u64,
+    pub fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
     /// States that were left out: the saver was behind, or the store refused.
-    pub skipped: u64,
+    pub fn skipped(&self) -> u64 {
+        self.skipped.load(Ordering::Relaxed)
+    }
 }
 
 /// The thread that writes. When this is dropped, what is in the queue has been written.
 pub(super) struct Saver {
     queue: Option<SyncSender<Save>>,
-    counters: Arc<Counters>,
+    saves: Arc<Saves>,
     thread: Option<JoinHandle<()>>,
-}
-
-#[derive(Default)]
-struct Counters {
-    done: AtomicU64,
-    skipped: AtomicU64,
 }
 
 impl Saver {
     pub fn start(shared: Shared) -> std::io::Result<Self> {
         let (queue, saves) = mpsc::sync_channel(QUEUE);
-        let counters = Arc::<Counters>::default();
+        let counters = Arc::<Saves>::default();
         let counted = counters.clone();
         let thread = thread::Builder::new()
             .name("kv-saver".to_owned())
             .spawn(move || write_all(&shared, &saves, &counted))?;
-        Ok(Self { queue: Some(queue), counters, thread: Some(thread) })
+        Ok(Self { queue: Some(queue), saves: counters, thread: Some(thread) })
     }
 
     pub fn save(&self, save: Save, wait: bool) -> bool {
@@ -66,14 +70,13 @@ impl Saver {
             false => queue.try_send(save).is_ok(),
         });
         if !taken {
-            self.counters.skipped.fetch_add(1, Ordering::Relaxed);
+            self.saves.skipped.fetch_add(1, Ordering::Relaxed);
         }
         taken
     }
 
-    pub fn saves(&self) -> Saves {
-        let Counters { done, skipped } = &*self.counters;
-        Saves { done: done.load(Ordering::Relaxed), skipped: skipped.load(Ordering::Relaxed) }
+    pub fn saves(&self) -> &Arc<Saves> {
+        &self.saves
     }
 }
 
@@ -86,7 +89,7 @@ impl Drop for Saver {
     }
 }
 
-fn write_all(shared: &Shared, saves: &Receiver<Save>, counters: &Counters) {
+fn write_all(shared: &Shared, saves: &Receiver<Save>, counters: &Saves) {
     for save in saves {
         thread::sleep(LEAST_AGE.saturating_sub(save.since.elapsed()));
         let counter = match write(shared, &save) {
