@@ -10,8 +10,7 @@ use std::process::Command;
 use std::{env, fs};
 
 /// Parts that every kernel begins with, in their order.
-const PARTS: [&str; 7] =
-    ["prelude", "reduce", "rounding", "iq2_xxs", "blocks", "tiles", "rows"];
+const PARTS: [&str; 7] = ["prelude", "reduce", "rounding", "iq2_xxs", "blocks", "tiles", "rows"];
 
 pub fn build() -> Result<(), Box<dyn std::error::Error>> {
     for variable in ["CXX", "DS4_EMULATOR_SANITIZE"] {
@@ -84,7 +83,8 @@ pub fn build() -> Result<(), Box<dyn std::error::Error>> {
 
 /// The parts and the kernels of an op, each with its own name in messages.
 fn source(here: &Path, op: &str) -> String {
-    let mut text: String = PARTS.iter().map(|part| format!("#include \"{part}.metal\"\n")).collect();
+    let mut text: String =
+        PARTS.iter().map(|part| format!("#include \"{part}.metal\"\n")).collect();
     let kernel = here.join("src").join(op).join("kernel.metal");
     text += &format!("#include {kernel:?}\nextern \"C\" void ds4_metal_keep_{op}() {{}}\n");
     text

@@ -28,6 +28,10 @@
 #include <utility>
 #include <vector>
 
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
+
 #include "fibers.h"
 
 #ifdef METAL_ADDRESS_SPACES
@@ -385,6 +389,15 @@ struct Register {
     }
 };
 
+/// Apple's GPUs take f32 numbers below the smallest normal one for zero.
+struct FlushDenormals {
+#ifdef __SSE__
+    unsigned before = _mm_getcsr();
+    FlushDenormals() { _mm_setcsr(before | 0x8040); }
+    ~FlushDenormals() { _mm_setcsr(before); }
+#endif
+};
+
 inline std::string launch(const Launch& launch) {
     for (const Entry& entry : entries()) {
         if (strcmp(entry.name, launch.name) != 0) continue;
@@ -401,6 +414,7 @@ inline std::string launch(const Launch& launch) {
                 constant_.set(launch.constants[constant_.index]);
             }
         }
+        FlushDenormals as_on_the_device;
         emulator::Launch grid;
         grid.grid = {launch.groups[0], launch.groups[1], launch.groups[2]};
         grid.block = {launch.threads, 1, 1};

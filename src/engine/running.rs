@@ -38,6 +38,8 @@ pub(super) struct Running {
     base: Option<(Arc<Snapshot>, usize)>,
     /// Length at which keeping was last thought of.
     looked: usize,
+    /// Tokens that are on disk, or will be.
+    pub saved: usize,
     cached: usize,
     started: Instant,
     answering: Option<Instant>,
@@ -62,7 +64,7 @@ impl Running {
         found: Found,
     ) -> Result<Self, (Reply, EngineError)> {
         let Start { id, namespace, prompt: tokens, landmarks, max_tokens, chooser, reply } = start;
-        let Found { frontier: base, shared } = found;
+        let Found { frontier: base, saved, shared } = found;
         let mut cache = match engine.model.new_cache() {
             Ok(cache) => cache,
             Err(error) => return Err((reply, error.into())),
@@ -83,6 +85,7 @@ impl Running {
             reply,
             base,
             looked: cached,
+            saved,
             cached,
             started: Instant::now(),
             answering: None,
@@ -146,9 +149,11 @@ impl Running {
         due
     }
 
-    /// Comes back to `state`, which is that of its present length, if a pass fails.
-    pub fn rebase(&mut self, state: Arc<Snapshot>) {
+    /// Comes back to `state`, which is that of its present length, if a pass fails; `saved` of its
+    /// tokens are on disk.
+    pub fn rebase(&mut self, state: Arc<Snapshot>, saved: usize) {
         self.base = Some((state, self.cache.len()));
+        self.saved = saved;
     }
 
     /// Makes a cache usable again after a failed pass that was to bring it to `goal` tokens; it is

@@ -25,6 +25,8 @@ mod messages;
 mod metrics;
 mod models;
 pub mod page;
+#[cfg(test)]
+mod played;
 mod replay;
 mod request;
 mod responses;

@@ -20,7 +20,7 @@ using namespace metal;
 // Makes a kernel known by its name: only the emulator needs to be told.
 #define KERNEL(name)
 #define INSTANCE(name, ...) \
-    template [[host_name(#name)]] kernel decltype(__VA_ARGS__) __VA_ARGS__;
+    template [[host_name(#name)]] [[kernel]] decltype(__VA_ARGS__) __VA_ARGS__;
 
 template <typename To, typename From>
 To convert(From v) {

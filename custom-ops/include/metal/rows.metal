@@ -18,9 +18,12 @@ inline device const uchar* row_at(constant Page* pages, uint row, uint page_rows
 #define KEY_SCALES_AT 64u
 #define KEY_BLOCK 32u
 
-// Value of an E4M3 code: the exponent's bias goes from 7 to 127 by the product, subnormals included.
+// Value of an E4M3 code. Its subnormals are made as numbers: as bits they would be f32's, which the
+// GPU takes for zero.
 inline float e4m3_value(uint code) {
-    return as_type<float>((code & 0x80u) << 24 | (code & 0x7fu) << 20) * as_type<float>(247u << 23);
+    uint magnitude = code & 0x7fu;
+    float value = magnitude < 8u ? float(magnitude) / 512.0f : as_type<float>((magnitude << 20) + (120u << 23));
+    return code & 0x80u ? -value : value;
 }
 
 // Value of an E2M1 code: twice each magnitude is a nibble of the constant.

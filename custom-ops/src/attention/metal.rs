@@ -101,7 +101,8 @@ impl Attend<'_> {
                 other => bail!("attention: no Metal kernel reads rows of {other:?}"),
             };
             let k = chosen.map_or(Ok(0), |ids| ids.dim(1))?;
-            let shares = splits(heads, span.len, most_rows(self.window, self.compressed.as_ref(), span)?);
+            let shares =
+                splits(heads, span.len, most_rows(self.window, self.compressed.as_ref(), span)?);
             let params = Params {
                 heads: heads as u32,
                 row: span.row as u32,

@@ -6,7 +6,7 @@ mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use crate::device::{host, host_mut, Workspace};
+use crate::device::{host, host_mut, timed, Workspace};
 use crate::kv::{Ring, Rows};
 use crate::ragged::Ragged;
 
@@ -84,7 +84,7 @@ pub fn sink_attention(
     let out = ws.f32((tokens, heads, dim))?;
     #[cfg(any(feature = "metal", feature = "metal-emulator"))]
     let partial = metal::partial_results(heads, window, compressed.as_ref(), batch, ws)?;
-    out.inplace_op1(&Attend {
+    let attend = Attend {
         q,
         kv,
         windows,
@@ -95,8 +95,31 @@ pub fn sink_attention(
         batch,
         #[cfg(any(feature = "metal", feature = "metal-emulator"))]
         partial,
-    })?;
+    };
+    timed(
+        &out,
+        || Ok(("attention".to_owned(), read_bytes(dim, window, compressed, batch))),
+        || out.inplace_op1(&attend),
+    )?;
     Ok(out)
+}
+
+/// Bytes of the rows that the last token of each sequence attends to.
+fn read_bytes(dim: usize, window: usize, compressed: Option<Compressed>, batch: &Ragged) -> usize {
+    let of_window = |end: usize| end.min(window) * dim * 4;
+    let of_rows = |sequence: usize, end: usize| match compressed {
+        Some(Compressed { rows, selection }) => {
+            let rows = rows[sequence];
+            let count = match selection {
+                Selection::Visible { ratio } => end / ratio,
+                Selection::Chosen(ids) => rows.len().min(ids.dim(1).unwrap_or(0)),
+            };
+            rows.bytes_of(count)
+        }
+        None => 0,
+    };
+    let spans = batch.spans().iter().map(|span| span.end()).enumerate();
+    spans.map(|(sequence, end)| of_window(end) + of_rows(sequence, end)).sum()
 }
 
 struct Attend<'a> {

@@ -7,7 +7,7 @@ mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use crate::device::{host, host_mut, Workspace};
+use crate::device::{host, host_mut, timed, Workspace};
 use crate::Matrix;
 
 /// The weights of a gated feed-forward network, or of a stack of them.
@@ -63,7 +63,7 @@ pub fn experts(
     let out = ws.f32((tokens, hidden))?;
     #[cfg(any(feature = "metal", feature = "metal-emulator"))]
     let scratch = metal::Scratch::new(routed, ids, shared, ws)?;
-    out.inplace_op1(&Experts {
+    let network = Experts {
         x,
         routed,
         ids,
@@ -72,8 +72,20 @@ pub fn experts(
         clamp,
         #[cfg(any(feature = "metal", feature = "metal-emulator"))]
         scratch,
-    })?;
+    };
+    timed(&out, || class_of(routed, ids, shared), || out.inplace_op1(&network))?;
     Ok(out)
+}
+
+/// Gate and up's format and down's, with the bytes of the experts that are chosen at all.
+fn class_of(routed: Mlp, ids: &Tensor, shared: Option<Mlp>) -> Result<(String, usize)> {
+    let mut chosen = ids.flatten_all()?.to_vec1::<u32>()?;
+    chosen.sort_unstable();
+    chosen.dedup();
+    let bytes = |mlp: Mlp| mlp.gate.byte_len() + mlp.up.byte_len() + mlp.down.byte_len();
+    let of_chosen = bytes(routed) / routed.gate.stack().max(1) * chosen.len();
+    let name = format!("experts {} / {}", routed.gate.format(), routed.down.format());
+    Ok((name, of_chosen + shared.map_or(0, bytes)))
 }
 
 /// Refuses weights that are not `[n, inter, hidden]`, twice, and `[n, hidden, inter]`.

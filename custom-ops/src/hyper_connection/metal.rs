@@ -34,7 +34,9 @@ fn kernels() -> &'static Library {
 fn check(streams: usize) -> Result<()> {
     match streams {
         1..=MOST_STREAMS => Ok(()),
-        _ => bail!("hyper_connection: Metal kernels have up to {MOST_STREAMS} streams, not {streams}"),
+        _ => bail!(
+            "hyper_connection: Metal kernels have up to {MOST_STREAMS} streams, not {streams}"
+        ),
     }
 }
 

@@ -6,7 +6,7 @@ mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use crate::device::{host, host_mut, Workspace};
+use crate::device::{host, host_mut, timed, Workspace};
 use crate::kv::{HostRows, Rows};
 use crate::ragged::Ragged;
 
@@ -50,7 +50,7 @@ pub fn select_rows(
     let out = ws.u32((tokens, k))?;
     #[cfg(any(feature = "metal", feature = "metal-emulator"))]
     let scores = metal::room_for_scores(ratio, batch, ws)?;
-    out.inplace_op1(&Select {
+    let select = Select {
         q,
         weights,
         keys,
@@ -59,7 +59,12 @@ pub fn select_rows(
         batch,
         #[cfg(any(feature = "metal", feature = "metal-emulator"))]
         scores,
-    })?;
+    };
+    timed(
+        &out,
+        || Ok(("select_rows".to_owned(), keys.iter().map(|keys| keys.bytes_of(keys.len())).sum())),
+        || out.inplace_op1(&select),
+    )?;
     Ok(out)
 }
 

@@ -52,7 +52,9 @@ impl Pack<'_> {
         let (kernel, nope, block) = match self.format {
             RowFormat::Fp8 { nope, .. } => ("kv_pack_fp8", nope, self.format.block()),
             // A width that is odd would share a byte between two rows' ends.
-            RowFormat::Fp4 { width } if width % 2 == 0 => ("kv_pack_fp4", width, self.format.block()),
+            RowFormat::Fp4 { width } if width % 2 == 0 => {
+                ("kv_pack_fp4", width, self.format.block())
+            }
             other => bail!("kv_pack: no Metal kernel packs {other:?}"),
         };
         let params = PackParams {

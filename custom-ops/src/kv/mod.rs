@@ -2,6 +2,8 @@
 //! what is only appended. Rows of pages are packed if they were rounded.
 
 mod bytes;
+#[cfg(cuda_kernels)]
+mod cuda;
 mod host;
 #[cfg(any(feature = "metal", feature = "metal-emulator"))]
 mod metal;
@@ -11,10 +13,12 @@ mod rows;
 mod unpack;
 
 pub use bytes::BytesError;
+#[cfg(cuda_kernels)]
+pub(crate) use cuda::RowsParam;
 pub(crate) use host::HostRows;
 pub use packed::{NotARow, NotPackable, RowFormat};
-pub use ring::Ring;
-pub use rows::{Rows, PAGE_TOKENS};
+pub use ring::{write_rings, Ring};
+pub use rows::{append_rows, Rows, PAGE_TOKENS};
 
 /// Pages of a list that launches not yet finished may have written: those of the longest chunk of a
 /// prompt that is in flight behind another.

@@ -9,7 +9,7 @@ mod tile;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use crate::device::{host, host_mut, Workspace};
+use crate::device::{host, host_mut, timed, Workspace};
 use crate::Matrix;
 
 #[cfg(any(feature = "metal", feature = "metal-emulator"))]
@@ -50,7 +50,11 @@ pub fn grouped_matmul(x: &Tensor, w: &Matrix, groups: usize, ws: &Workspace) -> 
         ref dims => bail!("matmul: x {dims:?} for a weight [{rows}, {cols}] in {groups} group(s)"),
     };
     let out = ws.f32((tokens, rows))?;
-    out.inplace_op1(&MatMul { x, w, groups })?;
+    timed(
+        &out,
+        || Ok((format!("matmul {} [{rows}, {cols}]", w.format()), w.byte_len())),
+        || out.inplace_op1(&MatMul { x, w, groups }),
+    )?;
     Ok(out)
 }
 

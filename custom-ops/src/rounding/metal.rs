@@ -2,7 +2,7 @@
 
 use candle_core::{bail, Result};
 
-use super::{Round, To};
+use super::{block_of, Form, Round, FP8_BLOCK};
 use crate::device::metal::{library, parameters, Launch, Library, Output};
 
 /// Values of a row that a SIMD-group has room for.
@@ -29,10 +29,11 @@ fn kernels() -> &'static Library {
 
 impl Round {
     pub(super) fn on_metal(&self, x: &Output) -> Result<()> {
-        let (op, dim) = (candle_core::InplaceOp1::name(self), self.dim);
+        let (op, dim) = (self.name, self.dim);
         let rows = x.elements / dim.max(1);
-        match self.to {
-            To::Kv { nope, block } => {
+        match self.form {
+            Form::Kv { nope } => {
+                let block = block_of(nope, FP8_BLOCK);
                 let params = Kv { dim: dim as u32, nope: nope as u32, block: block as u32 };
                 Launch::new(op, kernels(), op, &params).write(x).run(
                     &x.gpu,
@@ -40,7 +41,7 @@ impl Round {
                     32,
                 )
             }
-            To::HadamardFp4 => {
+            Form::HadamardFp4 => {
                 if dim > MOST_DIM {
                     bail!("{op}: Metal kernels have rows of up to {MOST_DIM} values, not {dim}");
                 }

@@ -37,12 +37,10 @@ impl Choose<'_> {
             },
         };
         let launch = match self.choice {
-            Choice::TopK { bias, .. } => {
-                Launch::new("route", kernels(), "route_top_k", &params)
-                    .constants(&[bias.is_some()])
-                    .read(logits)?
-                    .read(bias.unwrap_or(logits))?
-            }
+            Choice::TopK { bias, .. } => Launch::new("route", kernels(), "route_top_k", &params)
+                .constants(&[bias.is_some()])
+                .read(logits)?
+                .read(bias.unwrap_or(logits))?,
             Choice::Hash { table, tokens } => {
                 if params.tokens_in_table == 0 {
                     bail!("route: a table without tokens");

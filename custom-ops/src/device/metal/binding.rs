@@ -57,12 +57,7 @@ impl<'a> Binding<'a> {
     }
 
     #[cfg(feature = "metal-emulator")]
-    fn host(
-        op: &'static str,
-        storage: &CpuStorage,
-        layout: &Layout,
-        dtype: DType,
-    ) -> Result<Self> {
+    fn host(op: &'static str, storage: &CpuStorage, layout: &Layout, dtype: DType) -> Result<Self> {
         use candle_core::backend::BackendStorage;
         let start = start(op, storage.dtype(), layout, dtype)?;
         let base: *const u8 = match storage {

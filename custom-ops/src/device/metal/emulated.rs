@@ -31,31 +31,50 @@ extern "C" {
     fn ds4_metal_kernel(index: usize) -> *const c_char;
 }
 
+/// What becomes of a launch.
+#[derive(Clone, Copy)]
+enum Mode {
+    /// It runs, in an order drawn from a seed.
+    Run(u64),
+    /// It is only counted.
+    Count,
+}
+
 thread_local! {
-    static SEED: Cell<Option<u64>> = const { Cell::new(None) };
+    static MODE: Cell<Option<Mode>> = const { Cell::new(None) };
 }
 
 /// Runs `f` with every op of this thread on CPU tensors taking the way of a Metal device, its
 /// kernels emulated. `seed` draws the order in which threads run between two barriers; 0 is
 /// ascending.
 pub fn emulate<R>(seed: u64, f: impl FnOnce() -> R) -> R {
-    struct Reset(Option<u64>);
+    within(Mode::Run(seed), f)
+}
+
+/// The same, but launches do nothing beyond being recorded (see [`record`](super::record)): what a
+/// model too large for this machine would launch. Values are meaningless.
+pub fn plan<R>(f: impl FnOnce() -> R) -> R {
+    within(Mode::Count, f)
+}
+
+fn within<R>(mode: Mode, f: impl FnOnce() -> R) -> R {
+    struct Reset(Option<Mode>);
     impl Drop for Reset {
         fn drop(&mut self) {
-            SEED.set(self.0);
+            MODE.set(self.0);
         }
     }
-    let _reset = Reset(SEED.replace(Some(seed)));
+    let _reset = Reset(MODE.replace(Some(mode)));
     f()
 }
 
-/// Whether this thread is inside [`emulate`].
+/// Whether this thread is inside [`emulate`] or [`plan`].
 pub(crate) fn emulating() -> bool {
-    SEED.get().is_some()
+    MODE.get().is_some()
 }
 
 /// The names of all kernels that the emulator has.
-pub const EMULATED_KERNELS: fn() -> Vec<String> = || {
+pub fn kernels() -> Vec<String> {
     let mut names = Vec::new();
     loop {
         // SAFETY: any index may be asked for; names are static.
@@ -66,9 +85,19 @@ pub const EMULATED_KERNELS: fn() -> Vec<String> = || {
         // SAFETY: a string literal of the kernels' text.
         names.push(unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned());
     }
-};
+}
 
 pub(super) fn run(launch: &Launch<'_>, groups: [u32; 3], threads: usize) -> Result<()> {
+    let seed = match MODE.get() {
+        // Another order for every launch.
+        Some(Mode::Run(seed)) if seed != 0 => {
+            let next = seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1).max(1);
+            MODE.set(Some(Mode::Run(next)));
+            seed
+        }
+        Some(Mode::Count) => return Ok(()),
+        _ => 0,
+    };
     let Ok(name) = CString::new(launch.kernel.as_str()) else {
         bail!("{}: a kernel's name", launch.kernel);
     };
@@ -89,14 +118,6 @@ pub(super) fn run(launch: &Launch<'_>, groups: [u32; 3], threads: usize) -> Resu
         })
         .collect();
     let constants: Vec<u32> = launch.constants.iter().map(|&value| u32::from(value)).collect();
-    let seed = match SEED.get() {
-        // Another order for every launch.
-        Some(seed) if seed != 0 => {
-            SEED.set(Some(seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1).max(1)));
-            seed
-        }
-        _ => 0,
-    };
     let raw = RawLaunch {
         name: name.as_ptr(),
         groups,

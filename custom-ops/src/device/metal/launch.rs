@@ -6,7 +6,10 @@ use super::{log, Binding, Gpu, Output};
 
 /// The kernels of one op: `kernel.metal` behind the parts that all of them share.
 pub(crate) struct Library {
-    #[cfg_attr(not(feature = "metal"), allow(dead_code, reason = "the emulator knows kernels by name"))]
+    #[cfg_attr(
+        not(feature = "metal"),
+        allow(dead_code, reason = "the emulator knows kernels by name")
+    )]
     pub(super) parts: &'static [&'static str],
 }
 

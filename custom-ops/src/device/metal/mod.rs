@@ -22,9 +22,13 @@ pub(crate) use binding::{Binding, Output};
 #[cfg(feature = "metal-emulator")]
 pub(crate) use emulated::emulating;
 #[cfg(feature = "metal-emulator")]
-pub use emulated::{emulate, EMULATED_KERNELS};
+pub use emulated::{emulate, kernels, plan};
 pub(crate) use launch::{library, parameters, Launch, Library, Parameters};
 pub use log::{record, Dispatch};
+#[cfg(feature = "metal")]
+pub use real::open;
+#[cfg(feature = "metal")]
+pub(crate) use real::put;
 pub(crate) use scratch::on_gpu;
 #[cfg(feature = "metal")]
 pub(crate) use weights::MetalWeights;

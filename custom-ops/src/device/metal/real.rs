@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{bail, Error, MetalDevice, Result};
+use candle_core::backend::BackendStorage;
+use candle_core::{bail, Device, Error, Layout, MetalDevice, MetalStorage, Result};
 use candle_metal_kernels::metal::{Buffer, ComputePipeline, ConstantValues, Library, Value};
 use objc2_metal::{MTLCompileOptions, MTLSize};
 
@@ -13,6 +14,9 @@ use super::Binding;
 
 /// Bytes that can be handed over with a launch; more need a buffer.
 const MOST_INLINE_BYTES: usize = 4096;
+
+/// What candle reads when a device is opened.
+const LAUNCHES_PER_COMMIT: &str = "CANDLE_METAL_COMPUTE_PER_BUFFER";
 
 /// What has been compiled for a device.
 #[derive(Default)]
@@ -97,6 +101,37 @@ fn buffer_of<'a>(launch: &Launch<'_>, binding: &'a Binding<'_>) -> Result<&'a Bu
         #[cfg(feature = "metal-emulator")]
         Memory::Host(_) => bail!("{}: an input is in host memory", launch.kernel),
     }
+}
+
+/// Opens the `index`-th GPU.
+///
+/// # Errors
+/// If there is none.
+pub fn open(index: usize) -> Result<Device> {
+    // A step is a few hundred launches: to commit after every fifty, as candle does unless told
+    // otherwise, costs more than it gains.
+    if std::env::var_os(LAUNCHES_PER_COMMIT).is_none() {
+        std::env::set_var(LAUNCHES_PER_COMMIT, "1000");
+    }
+    Device::new_metal(index)
+}
+
+/// Copies host bytes over those of a contiguous tensor, after all that was launched before.
+///
+/// # Errors
+/// If the tensor is not contiguous, or the device has no memory left.
+pub(crate) fn put(bytes: &[u8], out: &mut MetalStorage, layout: &Layout) -> Result<()> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("needs a contiguous tensor, got {:?}", layout.shape());
+    };
+    let size = out.dtype().size_in_bytes();
+    if (end - start) * size != bytes.len() {
+        bail!("{} bytes into {}", bytes.len(), (end - start) * size);
+    }
+    let source = out.device().new_buffer_with_data(bytes)?;
+    let mut encoder = out.device().blit_command_encoder()?;
+    encoder.copy_from_buffer(&source, 0, out.buffer(), start * size, bytes.len());
+    Ok(())
 }
 
 fn pipeline(device: &MetalDevice, launch: &Launch<'_>) -> Result<ComputePipeline> {

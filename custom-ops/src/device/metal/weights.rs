@@ -54,7 +54,9 @@ impl MetalWeights {
         };
         let (offset, len) = (address - start, bytes.len());
         if offset % METAL_ALIGN != 0 {
-            bail!("a weight at byte {offset} of a page: kernels read at multiples of {METAL_ALIGN}");
+            bail!(
+                "a weight at byte {offset} of a page: kernels read at multiples of {METAL_ALIGN}"
+            );
         }
         let made = match map {
             Some(_) => {

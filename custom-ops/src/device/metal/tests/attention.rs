@@ -35,10 +35,8 @@ fn check(kind: Kind, format: RowFormat, heads: usize, spans: &[(usize, usize)]) 
     };
     let past: Vec<Tensor> =
         spans.iter().map(|s| floats((s.0.clamp(1, 200), DIM), 1.0, &mut rng)).collect();
-    let rows: Vec<Tensor> = spans
-        .iter()
-        .map(|s| floats(((s.0 + s.1) / ratio + 1, DIM), 1.0, &mut rng))
-        .collect();
+    let rows: Vec<Tensor> =
+        spans.iter().map(|s| floats(((s.0 + s.1) / ratio + 1, DIM), 1.0, &mut rng)).collect();
     if format == PACKED {
         rows.iter().try_for_each(|rows| kv_round_trip(rows, 448))?;
     }
@@ -60,7 +58,8 @@ fn check(kind: Kind, format: RowFormat, heads: usize, spans: &[(usize, usize)]) 
     }
     let ids = Tensor::from_vec(ids, (tokens, k), &cpu)?;
 
-    let attend = |device: &Device, run: &dyn Fn(&dyn Fn(&Workspace) -> Result<Tensor>) -> Tensor| {
+    let attend = |device: &Device,
+                  run: &dyn Fn(&dyn Fn(&Workspace) -> Result<Tensor>) -> Tensor| {
         let on = |t: &Tensor| t.to_device(device).unwrap();
         let rings: Vec<Ring> = spans
             .iter()
@@ -92,9 +91,7 @@ fn check(kind: Kind, format: RowFormat, heads: usize, spans: &[(usize, usize)]) 
             Kind::Window => None,
             _ => Some(Compressed { rows: &lists, selection }),
         };
-        run(&|ws| {
-            sink_attention(&q, &kv, &rings, WINDOW, compressed, &sinks, 0.0442, &batch, ws)
-        })
+        run(&|ws| sink_attention(&q, &kv, &rings, WINDOW, compressed, &sinks, 0.0442, &batch, ws))
     };
     let want = attend(&cpu, &|f| f(&Workspace::new(&cpu)).unwrap());
     for place in places() {

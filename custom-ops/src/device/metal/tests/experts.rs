@@ -10,7 +10,13 @@ use crate::{experts, Format, Matrix, Mlp, Workspace};
 struct Net([Matrix; 3]);
 
 impl Net {
-    fn new(formats: [Format; 2], stack: usize, width: usize, hidden: usize, rng: &mut StdRng) -> Self {
+    fn new(
+        formats: [Format; 2],
+        stack: usize,
+        width: usize,
+        hidden: usize,
+        rng: &mut StdRng,
+    ) -> Self {
         let [inner, down] = formats;
         Self([
             matrix(inner, [stack, width, hidden], rng),
@@ -41,8 +47,7 @@ fn check(routed: [Format; 2], shared: Option<[Format; 2]>, tokens: usize) -> Res
         let (routed_net, shared_net) = (on(&routed_net), shared_net.as_ref().map(on));
         let (x, ids, weights) = (place.tensor(&x), place.tensor(&ids), place.tensor(&weights));
         let mlp = shared_net.as_ref().map(Net::mlp);
-        let got =
-            place.run(|ws| experts(&x, routed_net.mlp(), &ids, &weights, mlp, 10.0, ws));
+        let got = place.run(|ws| experts(&x, routed_net.mlp(), &ids, &weights, mlp, 10.0, ws));
         let case = format!("{routed:?} and {shared:?}, {tokens} tokens, {place}");
         assert_close(&case, &got, &want, 5e-5);
     }

@@ -91,8 +91,7 @@ fn rng() -> StdRng {
 
 fn floats(shape: impl Into<candle_core::Shape>, size: f32, rng: &mut StdRng) -> Tensor {
     let shape = shape.into();
-    let values: Vec<f32> =
-        (0..shape.elem_count()).map(|_| rng.random_range(-size..size)).collect();
+    let values: Vec<f32> = (0..shape.elem_count()).map(|_| rng.random_range(-size..size)).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
@@ -136,7 +135,7 @@ fn the_grid_of_the_kernels_is_the_grid_of_the_cpu() {
 #[cfg(feature = "metal-emulator")]
 #[test]
 fn every_kernel_has_one_name() {
-    let mut names = super::EMULATED_KERNELS();
+    let mut names = super::kernels();
     assert!(names.len() > 80, "{} kernels", names.len());
     names.sort();
     for pair in names.windows(2) {

@@ -5,9 +5,9 @@ use rand::Rng;
 
 use super::{assert_close, floats, places, rng};
 use crate::{
-    hadamard_fp4_round_trip, hyper_collapse, hyper_expand, hyper_head_mix,
-    hyper_mix, kv_round_trip, pool, rms_norm, rope, MixParams, PoolState, Pooling, Ragged, Ring, RopeTable, RowFormat, Rows,
-    Turn, Workspace, Yarn,
+    hadamard_fp4_round_trip, hyper_collapse, hyper_expand, hyper_head_mix, hyper_mix,
+    kv_round_trip, pool, rms_norm, rope, MixParams, PoolState, Pooling, Ragged, Ring, RopeTable,
+    RowFormat, Rows, Turn, Workspace, Yarn,
 };
 
 #[test]

@@ -72,7 +72,9 @@ fn the_best_rows_are_selected_exactly() -> Result<()> {
     let (heads, dim, ratio) = (16, 128, 4);
     // The first sequence sees fewer rows than it may attend to, the second more than a page.
     let (plain, packed) = (RowFormat::F32 { width: dim }, RowFormat::Fp4 { width: dim });
-    for (format, k, spans) in [(packed, 20, [(40, 3), (2000, 5)]), (plain, 512, [(2041, 2), (2600, 1)])] {
+    for (format, k, spans) in
+        [(packed, 20, [(40, 3), (2000, 5)]), (plain, 512, [(2041, 2), (2600, 1)])]
+    {
         let tokens = spans[0].1 + spans[1].1;
         let q = floats((tokens, heads, dim), 1.0, &mut rng);
         let weights = floats((tokens, heads), 1.0, &mut rng);
@@ -83,7 +85,8 @@ fn the_best_rows_are_selected_exactly() -> Result<()> {
         }
         let scores = |token: usize, sequence: usize, visible: usize| -> Result<Vec<f64>> {
             let of = |t: &Tensor| t.to_dtype(candle_core::DType::F64);
-            let dots = of(&q.get(token)?)?.matmul(&of(&keys[sequence].narrow(0, 0, visible)?)?.t()?)?;
+            let dots =
+                of(&q.get(token)?)?.matmul(&of(&keys[sequence].narrow(0, 0, visible)?)?.t()?)?;
             let w = of(&weights.get(token)?)?.reshape((heads, 1))?;
             dots.relu()?.broadcast_mul(&w)?.sum(0)?.to_vec1()
         };
@@ -98,14 +101,14 @@ fn the_best_rows_are_selected_exactly() -> Result<()> {
             let lists: Vec<_> = lists.iter().collect();
             let batch = Ragged::new(&spans, &device)?;
             let (on_q, on_weights) = (place.tensor(&q), place.tensor(&weights));
-            let got =
-                place.run(|ws| select_rows(&on_q, &on_weights, &lists, ratio, k, &batch, ws));
+            let got = place.run(|ws| select_rows(&on_q, &on_weights, &lists, ratio, k, &batch, ws));
             let got = got.to_vec2::<u32>()?;
             for (sequence, span) in batch.spans().iter().enumerate() {
                 for i in 0..span.len {
                     let (list, visible) = (&got[span.row + i], (span.start + i + 1) / ratio);
                     let case = format!("token {i} of sequence {sequence}, {place}");
-                    let there: Vec<u32> = list.iter().copied().take_while(|&r| r != NO_ROW).collect();
+                    let there: Vec<u32> =
+                        list.iter().copied().take_while(|&r| r != NO_ROW).collect();
                     assert_eq!(there.len(), k.min(visible), "{case}");
                     assert!(list[there.len()..].iter().all(|&r| r == NO_ROW), "{case}");
                     assert!(there.windows(2).all(|w| w[0] < w[1]), "{case}: {there:?}");
