@@ -45,7 +45,7 @@ fn the_demo_model_answers_as_on_the_cpu() {
     model.forward(&mut [input], Logits::None, &ws).unwrap();
     let start = cache.snapshot().unwrap();
 
-    let mut run = |emulated: bool, forced: &[Vec<f32>]| -> Vec<Vec<f32>> {
+    let run = |emulated: bool, forced: &[Vec<f32>]| -> Vec<Vec<f32>> {
         let mut cache = model.new_cache().unwrap();
         cache.restore(&start).unwrap();
         let ws = Workspace::new(&Device::Cpu);
@@ -53,9 +53,9 @@ fn the_demo_model_answers_as_on_the_cpu() {
         let mut tokens = chunk.clone();
         for step in 0..=SINGLE {
             let input = Input { tokens: &tokens, cache: &mut cache };
-            let mut forward = || model.forward(&mut [input], Logits::Last, &ws).map(|t| values(&t));
+            let forward = || model.forward(&mut [input], Logits::Last, &ws).map(|t| values(&t));
             let logits = match emulated {
-                true => emulate(7 + step as u64, &mut forward),
+                true => emulate(7 + step as u64, forward),
                 false => forward(),
             };
             let logits = logits.unwrap();
