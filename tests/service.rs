@@ -428,28 +428,33 @@ fn dropping_the_handles_finishes_what_was_asked_for() {
 #[test]
 #[ignore = "a measurement: run it alone on a quiet machine"]
 fn throughput() {
-    for (what, prompt, answer) in [("chat", 200, 200), ("decode", 10, 300)] {
+    for (what, prompt, answer) in [("short prompts", 10, 400), ("chats", 200, 200)] {
         let mut of_one = 0.0;
         for jobs in [1, 2, 4, 8, 16, 32] {
             let limits = Limits { parallel: jobs, ..Limits::of(&Device::Cpu) };
             let service = Service::start_with(engine(), limits).unwrap();
             let start = Instant::now();
-            let updates: Vec<_> = (0..jobs as u32)
+            let listeners: Vec<_> = (0..jobs as u32)
                 .map(|job| {
                     let namespace = Namespace([job as u8; 16]);
                     let job = Job { namespace, ..endless(ids(job * 40, prompt), answer) };
-                    service.submit(job).unwrap()
+                    let updates = service.submit(job).unwrap();
+                    std::thread::spawn(move || listen(updates))
                 })
-                .map(|updates| std::thread::spawn(move || listen(updates)))
                 .collect();
-            for listener in updates {
+            for listener in listeners {
                 assert_eq!(listener.join().unwrap().chosen.len(), answer);
             }
             let rate = (jobs * answer) as f64 / start.elapsed().as_secs_f64();
             if jobs == 1 {
                 of_one = rate;
             }
-            println!("{what}: {jobs} jobs: {rate:.0} tok/s, {:.2} × one", rate / of_one);
+            let stats = service.stats();
+            let step = stats.step_time.as_secs_f64() * 1e3 / stats.steps as f64;
+            println!(
+                "{what}: {jobs} jobs: {rate:.0} tok/s, {:.2} × one, {step:.2} ms a pass",
+                rate / of_one
+            );
         }
     }
 }
