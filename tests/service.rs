@@ -10,6 +10,7 @@ use candle_ds4::engine::{
     Chosen, Engine, EngineError, Finish, Guide, GuideError, Job, Limits, Namespace, Outcome,
     Refused, Service, Update, Updates,
 };
+use candle_ds4::model::{Input, Logits};
 use candle_ds4::sample::Sampling;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -400,17 +401,18 @@ fn stopping_lets_jobs_finish_cuts_those_that_do_not_and_turns_the_rest_away() {
     let waits = service.submit(endless(ids(2, 10), 5)).unwrap();
     let long = std::thread::spawn(move || listen(long));
     let stopping = service.clone();
-    let stopping = std::thread::spawn(move || stopping.stop(Duration::from_millis(1500)));
+    let stopping = std::thread::spawn(move || stopping.stop(Duration::from_secs(600)));
     assert!(matches!(*listen(waits).failed.unwrap(), EngineError::Stopping));
     assert_eq!(service.submit(endless(ids(0, 10), 5)).unwrap_err(), Refused::Stopping);
     let short = listen(short);
     assert_eq!((short.end.unwrap().finish, short.chosen.len()), (Finish::Length, 60));
+    // Who is more impatient decides, and the other is done then too.
+    service.stop(Duration::ZERO);
     stopping.join().unwrap();
     let long = long.join().unwrap();
     let end = long.end.unwrap();
     assert_eq!((end.finish, end.generated_tokens), (Finish::Stopping, long.chosen.len()));
     assert!(matches!(service.submit(endless(ids(0, 10), 5)), Err(Refused::Stopping)));
-    service.stop(Duration::ZERO);
 }
 
 #[test]
@@ -456,5 +458,53 @@ fn throughput() {
                 rate / of_one
             );
         }
+    }
+}
+
+/// Whether tokens of answers ride along with a chunk of a prompt, or take turns with it.
+///
+/// `cargo test --release --test service -- --ignored --nocapture riding_along`
+#[test]
+#[ignore = "a measurement: run it alone on a quiet machine"]
+fn riding_along_with_a_chunk_against_taking_turns() {
+    let engine = engine();
+    let (model, ws) = (engine.model(), engine.workspace());
+    let fresh = |len: usize| {
+        let mut cache = model.new_cache().unwrap();
+        let tokens = ids(len as u32, len);
+        let input = Input { tokens: &tokens, cache: &mut cache };
+        model.forward(&mut [input], Logits::None, ws).unwrap();
+        cache
+    };
+    let token = [700];
+    for chunk in [128, 512, 1024] {
+        let (mut together, mut turns) = (Vec::new(), Vec::new());
+        let tokens = ids(9, chunk);
+        for _ in 0..15 {
+            for (mixed, times) in [(true, &mut together), (false, &mut turns)] {
+                let mut prompt = fresh(1000);
+                let mut answers: Vec<_> = (0..8).map(|i| fresh(200 + i)).collect();
+                let start = Instant::now();
+                let answers = answers.iter_mut();
+                let mut inputs: Vec<_> =
+                    answers.map(|cache| Input { tokens: &token, cache }).collect();
+                let chunk = Input { tokens: &tokens, cache: &mut prompt };
+                if mixed {
+                    inputs.push(chunk);
+                    model.forward(&mut inputs, Logits::Last, ws).unwrap();
+                } else {
+                    model.forward(&mut inputs, Logits::Last, ws).unwrap();
+                    model.forward(&mut [chunk], Logits::None, ws).unwrap();
+                }
+                times.push(start.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+        let [together, turns] = [together, turns].map(|mut times| {
+            times.sort_unstable_by(f64::total_cmp);
+            (times[0], times[times.len() / 2])
+        });
+        println!(
+            "chunk {chunk} and 8 answers: together {together:.2?} ms, in turns {turns:.2?} ms"
+        );
     }
 }
