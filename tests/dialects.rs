@@ -1,7 +1,8 @@
 //! The Messages and Responses dialects, and chat beside them, as clients use them: over HTTP, with
 //! the demo model. What is told once must be found again in the cache when it comes back.
 
-use std::sync::{Arc, OnceLock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
@@ -9,6 +10,7 @@ use axum::Router;
 use candle_ds4::candle::Device;
 use candle_ds4::engine::{Attach, Engine, Limits, Namespace, Service};
 use candle_ds4::server::{App, Keys, Replay, Secret, Settings, REPLAY_BYTES};
+use jsonschema::Validator;
 use serde_json::{json, Value};
 use tower::ServiceExt;
 
@@ -78,10 +80,11 @@ impl Server {
         Reply { status, body: serde_json::from_str(&text).unwrap() }
     }
 
-    /// A response, which must be one.
+    /// A response, which must be one, and have the shape that is documented.
     fn ask(&self, path: &str, body: &Value) -> Value {
         let reply = self.post(path, body);
         assert_eq!(reply.status, StatusCode::OK, "{}", reply.body);
+        check_shape(path, "application/json", &reply.body);
         reply.body
     }
 
@@ -93,8 +96,36 @@ impl Server {
         assert_eq!(status, StatusCode::OK, "{text}");
         let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
         let data = data.filter(|data| *data != "[DONE]");
-        data.map(|data| serde_json::from_str(data).unwrap()).collect()
+        let frames: Vec<Value> = data.map(|data| serde_json::from_str(data).unwrap()).collect();
+        frames.iter().for_each(|frame| check_shape(path, "text/event-stream", frame));
+        frames
     }
+}
+
+fn documented() -> &'static Value {
+    static DOCUMENT: OnceLock<Value> = OnceLock::new();
+    DOCUMENT.get_or_init(|| {
+        serde_json::from_str(include_str!("../src/server/reference/openapi.json")).unwrap()
+    })
+}
+
+/// Holds an answer against `/openapi.json`.
+fn check_shape(path: &str, kind: &str, answer: &Value) {
+    static SHAPES: Mutex<BTreeMap<String, Arc<Validator>>> = Mutex::new(BTreeMap::new());
+    let path = path.split('?').next().unwrap();
+    let path = path.strip_prefix("/v1").unwrap_or(path);
+    let content = &documented()["paths"][path]["post"]["responses"]["200"]["content"][kind];
+    let name = content["schema"]["$ref"].as_str().unwrap().to_owned();
+    let shape = Arc::clone(SHAPES.lock().unwrap().entry(name.clone()).or_insert_with(|| {
+        let components = &documented()["components"];
+        let schema = json!({ "$ref": name, "components": components });
+        Arc::new(jsonschema::validator_for(&schema).unwrap())
+    }));
+    let faults: Vec<String> = shape
+        .iter_errors(answer)
+        .map(|fault| format!("{} {fault}", fault.instance_path()))
+        .collect();
+    assert!(faults.is_empty(), "{name}: {faults:?} in {answer}");
 }
 
 /// A cache of its own for a test.

@@ -27,6 +27,7 @@ mod models;
 pub mod page;
 #[cfg(test)]
 mod played;
+mod reference;
 mod replay;
 mod request;
 mod responses;
