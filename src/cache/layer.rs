@@ -52,8 +52,8 @@ impl CompressorCache {
         self.rows.truncate(tokens / self.ratio);
     }
 
-    fn bytes(&self) -> usize {
-        self.state.values.bytes() + self.state.gates.bytes() + self.rows.bytes()
+    fn fixed_bytes(&self) -> usize {
+        self.state.values.bytes() + self.state.gates.bytes()
     }
 
     fn same_shape(&self, other: &Self) -> bool {
@@ -96,8 +96,16 @@ impl LayerCache {
     }
 
     pub(super) fn bytes(&self) -> usize {
+        self.fixed_bytes() + self.rows().map(Rows::bytes).sum::<usize>()
+    }
+
+    pub(super) fn fixed_bytes(&self) -> usize {
         let compressors = [&self.compressed, &self.keys].into_iter().flatten();
-        self.window.bytes() + compressors.map(CompressorCache::bytes).sum::<usize>()
+        self.window.bytes() + compressors.map(CompressorCache::fixed_bytes).sum::<usize>()
+    }
+
+    pub(super) fn rows(&self) -> impl Iterator<Item = &Rows> {
+        [&self.compressed, &self.keys].into_iter().flatten().map(|compressor| &compressor.rows)
     }
 
     pub(super) fn same_shape(&self, other: &Self) -> bool {

@@ -4,8 +4,10 @@ mod layer;
 pub mod store;
 
 use candle_core::{Device, Result};
+use candle_ds4_ops::Rows;
 
 use crate::config::Config;
+pub use candle_ds4_ops::PAGE_TOKENS;
 pub(crate) use layer::pooling;
 pub use layer::{CompressorCache, LayerCache};
 
@@ -150,6 +152,26 @@ impl Cache {
         Ok(())
     }
 
+    /// The state itself as something to come back to, nothing copied; `None` if a forward pass
+    /// failed half-way.
+    pub fn into_snapshot(self) -> Option<Snapshot> {
+        (!self.torn).then_some(Snapshot { layers: self.layers, len: self.len })
+    }
+
+    /// Whether a forward pass failed half-way, so that only [`Cache::clear`] and
+    /// [`Cache::restore`] are of use.
+    pub fn is_torn(&self) -> bool {
+        self.torn
+    }
+
+    /// Bytes that do not depend on the length, and bytes of the rows of each [`PAGE_TOKENS`]
+    /// tokens begun.
+    pub fn footprint(&self) -> (usize, usize) {
+        let fixed = self.layers.iter().map(LayerCache::fixed_bytes).sum();
+        let page = self.layers.iter().flat_map(LayerCache::rows).map(Rows::page_bytes).sum();
+        (fixed, page)
+    }
+
     /// The layers, for a forward pass, which must say how it ended with [`Cache::advance`].
     ///
     /// # Errors
@@ -186,6 +208,25 @@ impl Snapshot {
     /// Bytes held on the device, shared pages included.
     pub fn bytes(&self) -> usize {
         self.layers.iter().map(LayerCache::bytes).sum()
+    }
+
+    /// The same state once more: pages are shared, the rest is copied.
+    ///
+    /// # Errors
+    /// If the device has no memory left.
+    pub fn duplicate(&self) -> Result<Self> {
+        let layers = self.layers.iter().map(LayerCache::duplicate).collect::<Result<_>>()?;
+        Ok(Self { layers, len: self.len })
+    }
+
+    /// Bytes that it shares with no other snapshot.
+    pub fn fixed_bytes(&self) -> usize {
+        self.layers.iter().map(LayerCache::fixed_bytes).sum()
+    }
+
+    /// The lists of compressed rows, whose pages may be shared.
+    pub fn rows(&self) -> impl Iterator<Item = &Rows> {
+        self.layers.iter().flat_map(LayerCache::rows)
     }
 }
 

@@ -26,6 +26,7 @@ pub mod pull;
 pub mod quantize;
 mod repl;
 pub mod rm;
+pub mod serve;
 mod session;
 mod stats;
 pub mod synth;

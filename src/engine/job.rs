@@ -34,7 +34,8 @@ pub struct Job {
 
 /// Restricts which token may come next.
 ///
-/// Called on the engine's thread, between two steps of every running sequence: it must be quick.
+/// Called between two steps of every running sequence, which all wait for it: it must be quick. The
+/// end-of-sequence token is offered and told like any other. A panic fails the job alone.
 pub trait Guide: Send {
     /// Sets the logits `[vocab]` of tokens that may not come next to −∞.
     ///

@@ -56,9 +56,14 @@ impl Rows {
         &self.pages
     }
 
+    /// Bytes of one page.
+    pub fn page_bytes(&self) -> usize {
+        self.page_rows * self.width * 4
+    }
+
     /// Bytes held, shared pages included.
     pub fn bytes(&self) -> usize {
-        self.pages.len() * self.page_rows * self.width * 4
+        self.pages.len() * self.page_bytes()
     }
 
     /// Appends `count` rows of `batch` `[rows, width]`, from row `from` on.
