@@ -100,11 +100,13 @@ fn other_models_and_other_users_share_nothing() {
     assert!(store.lookup(&[2; 16], &all).is_none());
     let other_model = Settings { fingerprint: model(2), ..settings() };
     let other_shape = Settings { page_bytes: PAGE_BYTES + 1, ..settings() };
-    for settings in [other_model, other_shape] {
+    let other_pages = Settings { page_tokens: 64, ..settings() };
+    for settings in [other_model, other_shape, other_pages] {
+        let pages = all.len() / settings.page_tokens;
         let other = Store::open(folder.path(), settings).unwrap();
         assert!(other.lookup(&MINE, &all).is_none());
         let saved = save(&other, &all).unwrap();
-        assert_eq!((saved.pages_new, saved.pages_shared), (3, 0));
+        assert_eq!((saved.pages_new, saved.pages_shared), (pages, 0));
     }
     assert_eq!(save_as(&store, [2; 16], &all).unwrap().pages_new, 3);
     assert_eq!(known(&store, &all), 400);

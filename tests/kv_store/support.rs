@@ -99,7 +99,7 @@ pub fn save_as(store: &Store, namespace: [u8; 16], ids: &[u32]) -> Result<Saved,
     let save =
         Save { namespace, ids, state: &state, logits, attachment: b"attached", label: &label };
     store.save(&save, &mut |page, out| {
-        rows(ids, page, out);
+        fill(&ids[..(page + 1) * store.page_tokens()], 0, out);
         Ok(())
     })
 }
