@@ -13,6 +13,8 @@ mod damage;
 mod eviction;
 #[path = "kv_store/faults.rs"]
 mod faults;
+#[path = "kv_store/format.rs"]
+mod format;
 #[path = "kv_store/privacy.rs"]
 mod privacy;
 #[path = "kv_store/processes.rs"]
