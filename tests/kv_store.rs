@@ -21,3 +21,5 @@ mod privacy;
 mod processes;
 #[path = "kv_store/sharing.rs"]
 mod sharing;
+#[path = "kv_store/speed.rs"]
+mod speed;

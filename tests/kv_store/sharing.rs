@@ -221,31 +221,3 @@ fn opening_reads_headers_only_and_each_once() {
     store.lookup(&MINE, &all).unwrap();
     assert_eq!(io.reading(), (0, 0));
 }
-
-/// Ten thousand pages, in files of 64 and in files of one: index in less than a second each.
-#[test]
-#[ignore = "measures time; making the files takes three minutes"]
-fn ten_thousand_pages_are_indexed_within_a_second() {
-    for turn in [64, 1] {
-        let folder = tempfile::tempdir().unwrap();
-        let io = Faulty::new(Fault { fast: true, ..Fault::default() });
-        let store = open_with(folder.path(), &io);
-        let all = ids(10, 10_000 * PAGE_TOKENS);
-        if turn == 64 {
-            save(&store, &all).unwrap();
-        } else {
-            for first in (0..10_000).step_by(100) {
-                for page in first..first + 100 {
-                    save(&store, &all[first * PAGE_TOKENS..(page + 1) * PAGE_TOKENS]).unwrap();
-                }
-            }
-        }
-        let start = std::time::Instant::now();
-        let stats = open(folder.path()).stats();
-        let seconds = start.elapsed().as_secs_f64();
-        let files = names(folder.path()).len();
-        println!("{} pages in {files} files: {seconds:.3} s", stats.pages);
-        assert_eq!(stats.pages, 10_000);
-        assert!(seconds <= 1.0);
-    }
-}
