@@ -94,3 +94,14 @@ pub enum Update {
     /// There will be no more of this answer; other jobs go on.
     Failed(Arc<EngineError>),
 }
+
+/// What else is worth keeping beside the cached state of some tokens: it goes where they go, and
+/// comes back when they do.
+pub trait Attach: Send + Sync {
+    /// Bytes that belong to `tokens` of this owner; none if there is nothing to keep.
+    fn attachment(&self, namespace: Namespace, tokens: &[u32]) -> Vec<u8>;
+
+    /// Takes in what [`attachment`](Self::attachment) gave, perhaps in an earlier run of the
+    /// program. The bytes may be anything.
+    fn restore(&self, namespace: Namespace, attachment: &[u8]);
+}

@@ -27,7 +27,7 @@ use crate::sample::SampleError;
 use crate::tokenizer::{self, Tokenizer};
 
 pub use generate::{Finish, Outcome, Progress, Request};
-pub use job::{Chosen, Guide, GuideError, Job, Namespace, TokenLogprob, Update};
+pub use job::{Attach, Chosen, Guide, GuideError, Job, Namespace, TokenLogprob, Update};
 pub use limits::Limits;
 pub use sequence::Sequence;
 pub use service::{Refused, Service, Updates};

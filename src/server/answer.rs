@@ -69,8 +69,15 @@ pub struct Sampled<'a> {
     pub finish: &'a Finish,
 }
 
-/// Keeps what was sampled for when a client sends the answer back; may return what brings it back.
-pub type Keep = Arc<dyn Fn(Sampled<'_>) -> Option<String> + Send + Sync>;
+/// Keeps what was sampled for when a client sends the answer back.
+pub trait Keep: Send {
+    /// What brings the answer back, as text that a client keeps with its reasoning. Once at most,
+    /// before [`keep`](Self::keep).
+    fn note(&mut self, reasoning: &[u32]) -> Option<String>;
+
+    /// The answer is complete.
+    fn keep(&mut self, sampled: Sampled<'_>);
+}
 
 /// Turns the updates of one job into events.
 pub struct Answer {
@@ -81,7 +88,10 @@ pub struct Answer {
     stops: Stops,
     parallel_tool_calls: bool,
     call_prefix: &'static str,
-    keep: Option<Keep>,
+    keep: Option<Box<dyn Keep>>,
+    /// Reasoning was told, and perhaps not its end.
+    thinking: bool,
+    note: Option<String>,
     begun: bool,
     usage: Usage,
     ids: Vec<u32>,
@@ -134,7 +144,7 @@ impl Waiting {
 
 impl Answer {
     /// An answer of which nothing is known yet.
-    pub fn new(tokenizer: Arc<Tokenizer>, reading: Reading, keep: Option<Keep>) -> Self {
+    pub fn new(tokenizer: Arc<Tokenizer>, reading: Reading, keep: Option<Box<dyn Keep>>) -> Self {
         let (reader, tools) = match reading.content {
             Content::Reply { reasoning, tools } => {
                 let thinking = if reasoning { Thinking::On } else { Thinking::Off };
@@ -150,6 +160,8 @@ impl Answer {
             parallel_tool_calls: reading.parallel_tool_calls,
             call_prefix: reading.call_prefix,
             keep,
+            thinking: false,
+            note: None,
             begun: false,
             usage: Usage::default(),
             ids: Vec::new(),
@@ -265,9 +277,13 @@ impl Answer {
         events: &mut Vec<Event>,
     ) -> Result<(), AnswerError> {
         for piece in pieces {
+            if !matches!(piece, Piece::Reasoning(_)) {
+                self.end_reasoning(events);
+            }
             match piece {
                 Piece::Reasoning(text) => {
                     if !text.is_empty() {
+                        self.thinking = true;
                         events.push(Event::Reasoning(text));
                     }
                 }
@@ -290,9 +306,8 @@ impl Answer {
                     }
                 }
                 Piece::ToolCallsEnd => self.end(Finish::ToolCalls, events),
-                Piece::Malformed { call: Some(index), fault: Fault::Unterminated, .. } if cut => {
+                Piece::Malformed { call: Some(_), fault: Fault::Unterminated, .. } if cut => {
                     self.open = None;
-                    events.push(Event::ToolEnd { index });
                 }
                 Piece::Malformed { call: Some(_), fault, .. } => {
                     return Err(AnswerError::Call(fault));
@@ -311,6 +326,16 @@ impl Answer {
             }
         }
         Ok(())
+    }
+
+    /// Tells the end of reasoning, if there is one to be told.
+    fn end_reasoning(&mut self, events: &mut Vec<Event>) {
+        if !std::mem::take(&mut self.thinking) {
+            return;
+        }
+        let ids = self.ids.get(..self.reasoning).unwrap_or_default();
+        self.note = self.keep.as_mut().and_then(|keep| keep.note(ids));
+        events.push(Event::ReasoningEnd { replay: self.note.clone() });
     }
 
     /// Tells text, as far as it is no stop.
@@ -371,6 +396,7 @@ impl Answer {
         if self.is_done() {
             return;
         }
+        self.end_reasoning(events);
         self.release(events);
         self.reader = Read::Done;
         let sampled = Sampled {
@@ -379,7 +405,10 @@ impl Answer {
             calls: &self.calls,
             finish: &finish,
         };
-        let replay = self.keep.as_ref().and_then(|keep| keep(sampled));
+        if let Some(keep) = &mut self.keep {
+            keep.keep(sampled);
+        }
+        let replay = self.note.take();
         events.push(Event::End(End { finish, usage: self.usage, replay }));
     }
 }

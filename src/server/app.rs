@@ -18,12 +18,11 @@ use futures_util::FutureExt;
 use tokio::sync::{watch, Semaphore};
 
 use super::access::{Access, Keys};
-use super::asking::Replay;
 use super::body::UNIT;
 use super::metrics::Metrics;
 use super::trace::Tracer;
-use super::{chat, completions, health, models, page, tokenize};
-use super::{ApiError, Dialect, Kind};
+use super::{chat, completions, health, messages, models, page, responses, tokenize};
+use super::{ApiError, Dialect, Kind, Replay};
 use crate::engine::{Namespace, Service};
 use crate::guide::Guides;
 
@@ -100,7 +99,9 @@ pub(super) struct Inner {
     pub guides: Guides,
     pub metrics: Metrics,
     pub tracer: Option<Tracer>,
-    pub replay: Option<Arc<dyn Replay>>,
+    pub replay: Option<Arc<Replay>>,
+    /// Items that clients may refer to.
+    pub kept: Arc<responses::Kept>,
     /// When the server started, in seconds since 1970.
     pub created: u64,
     /// Changes with everything that changes answers.
@@ -163,7 +164,7 @@ impl App {
     pub fn new(
         service: Service,
         settings: Settings,
-        replay: Option<Arc<dyn Replay>>,
+        replay: Option<Arc<Replay>>,
     ) -> io::Result<(Self, Stopper)> {
         let (draining, is_draining) = watch::channel(false);
         let (cut, is_cut) = watch::channel(false);
@@ -184,6 +185,7 @@ impl App {
             metrics: Metrics::new(&settings.model, &service),
             tracer,
             replay,
+            kept: Arc::default(),
             created: now(),
             fingerprint: format!("fp_{}", &blake3::hash(what.as_bytes()).to_hex()[..12]),
             longest_token,
@@ -215,6 +217,8 @@ impl App {
         };
         chat::routes(&mut route);
         completions::routes(&mut route);
+        messages::routes(&mut route);
+        responses::routes(&mut route);
         models::routes(&mut route);
         tokenize::routes(&mut route);
         health::routes(&mut route);

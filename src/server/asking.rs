@@ -10,33 +10,16 @@ use super::app::{App, Caller};
 use super::error::{ApiError, Kind};
 use super::structure;
 use super::trace::Traced;
-use super::{Answer, Content, Event, Finish, Format, Input, Keep, Reading, Request, ToolChoice};
+use super::{Answer, Content, Event, Finish, Format, Input, Reading, Request, ToolChoice};
 use super::{Usage, Whole};
-use crate::engine::{Guide, Job, Namespace, Update, Updates};
+use crate::engine::{Guide, Job, Update, Updates};
 use crate::guide::GuideError;
-use crate::prompt::{Conversation, Ending, Rendered, Role, Thinking};
-use crate::tokenizer::Tokenizer;
+use crate::prompt::{
+    Conversation, Ending, Fingerprint, Rendered, Replayed, Role, Thinking, Tokens,
+};
 
 /// The context that the model card wants for [`Thinking::Max`]: 384K tokens.
 const THINK_MAX_CONTEXT: usize = 393_216;
-
-/// Remembers what was sampled, so that a client that sends an answer back gets a prompt with the
-/// very ids of that answer.
-pub trait Replay: Send + Sync {
-    /// The ids of a conversation, with those that were sampled where they are known.
-    ///
-    /// # Errors
-    /// The vocabulary lacks a control token.
-    fn prompt(
-        &self,
-        conversation: &Conversation,
-        namespace: Namespace,
-        tokenizer: &Tokenizer,
-    ) -> Result<Vec<u32>, crate::tokenizer::Error>;
-
-    /// What keeps the answers to a request.
-    fn keeper(&self, namespace: Namespace) -> Keep;
-}
 
 /// The ids that a request begins with, and how to read what follows them.
 pub(super) struct Prompt {
@@ -45,6 +28,8 @@ pub(super) struct Prompt {
     /// Lengths of prefixes that other prompts may share.
     pub landmarks: Vec<usize>,
     content: Content,
+    /// What the answer will be recalled by.
+    before: Option<Fingerprint>,
 }
 
 /// The answers to one request, running.
@@ -98,7 +83,7 @@ impl App {
                     Ok(())
                 }
             };
-            let (ids, content) = match input {
+            let (Tokens { ids, landmarks }, content, before) = match input {
                 Input::Chat(mut conversation) => {
                     if no_calls {
                         conversation.tools.clear();
@@ -111,18 +96,18 @@ impl App {
                         tools: !conversation.tools.is_empty(),
                     };
                     fits(said(&conversation))?;
-                    let ids = match &inner.replay {
-                        Some(replay) => replay.prompt(&conversation, namespace, tokenizer),
-                        None => conversation.render().ids(tokenizer),
+                    let Replayed { prompt, before } = match &inner.replay {
+                        Some(replay) => replay.render(namespace, &conversation),
+                        None => Replayed { prompt: conversation.render(), before: None },
                     };
-                    (ids.map_err(no_control)?, content)
+                    (prompt.tokens(tokenizer).map_err(no_control)?, content, before)
                 }
                 Input::Text(text) => {
                     fits(text.len())?;
-                    let ids = Rendered::completion(&text).ids(tokenizer).map_err(no_control)?;
-                    (ids, Content::Text)
+                    let prompt = Rendered::completion(&text);
+                    (prompt.tokens(tokenizer).map_err(no_control)?, Content::Text, None)
                 }
-                Input::Tokens(ids) => (ids, Content::Text),
+                Input::Tokens(ids) => (Tokens { ids, landmarks: Vec::new() }, Content::Text, None),
             };
             if ids.is_empty() {
                 return Err(ApiError::field("prompt", "prompt: is empty"));
@@ -130,8 +115,7 @@ impl App {
             if ids.len() >= context {
                 return Err(ApiError::context(ids.len(), true, context, most));
             }
-            let landmarks = landmarks(&ids, tokenizer);
-            Ok(Prompt { ids, landmarks, content })
+            Ok(Prompt { ids, landmarks, content, before })
         });
         reading.await.map_err(|_| ApiError::new(Kind::Server, "the prompt cannot be read"))?
     }
@@ -171,11 +155,10 @@ impl App {
     ) -> Result<Answers, ApiError> {
         let start = Instant::now();
         let inner = &self.0;
-        let Prompt { ids, landmarks, content } = self.prompt(caller, request).await?;
+        let Prompt { ids, landmarks, content, before } = self.prompt(caller, request).await?;
         let guides = self.guides(request).await?;
         let tokenizer = inner.service.tokenizer();
         let max_tokens = request.max_tokens.unwrap_or(inner.settings.max_tokens);
-        let keep = inner.replay.as_ref().map(|replay| replay.keeper(caller.namespace));
         let mut answers = Answers {
             app: self.clone(),
             caller: caller.clone(),
@@ -202,9 +185,13 @@ impl App {
                 parallel_tool_calls: request.parallel_tool_calls,
                 call_prefix,
             };
+            let keep =
+                inner.replay.as_ref().zip(before).map(|(replay, before)| {
+                    replay.keeper(caller.namespace, before, reading.clone())
+                });
             answers.runs.push(Run {
                 updates: Some(updates),
-                answer: Answer::new(Arc::clone(tokenizer), reading, keep.clone()),
+                answer: Answer::new(Arc::clone(tokenizer), reading, keep),
                 events: VecDeque::new(),
                 prefilled: false,
                 last_token: None,
@@ -247,13 +234,6 @@ fn begins_with_reasoning(conversation: &Conversation) -> bool {
             message.role == Role::Assistant && said
         });
     conversation.thinking.is_on() && !continues
-}
-
-/// The ends of what precedes each user turn: where conversations that begin alike part.
-fn landmarks(ids: &[u32], tokenizer: &Tokenizer) -> Vec<usize> {
-    let user = tokenizer.control().user;
-    let turns = ids.iter().enumerate().filter(|(at, id)| **id == user && *at > 1);
-    turns.map(|(at, _)| at).collect()
 }
 
 impl Answers {

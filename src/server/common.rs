@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use serde_json::Value;
+use serde_json::{json, Map, Value};
 
 use super::access::salted;
 use super::app::{App, Caller};
 use super::fields::Fields;
 use super::stop::{LONGEST_STOP, MOST_STOPS};
-use super::{ApiError, Kind};
+use super::{ApiError, Kind, ToolChoice};
 use crate::engine::Namespace;
 use crate::prompt::{Thinking, Tool};
 use crate::sample::Sampling;
@@ -256,4 +256,58 @@ pub fn check_name(fields: &Fields<'_>, field: &str, name: &str) -> Result<(), Ap
          control characters"
     );
     Err(fields.error(field, problem))
+}
+
+/// Function tools by their place in the request and what the template shows of them.
+///
+/// # Errors
+/// Names that no call could have, or that are given twice.
+pub fn functions(functions: Vec<(usize, Map<String, Value>)>) -> Result<Vec<Tool>, ApiError> {
+    let mut tools: Vec<Tool> = Vec::with_capacity(functions.len());
+    for (index, function) in functions {
+        let path = format!("tools[{index}]");
+        if tools.len() == MOST_TOOLS {
+            return Err(ApiError::field(
+                "tools",
+                format!("tools: has more than {MOST_TOOLS} entries"),
+            ));
+        }
+        let function = Value::Object(function);
+        let fields = Fields::of(&function, &path)?;
+        fields.required("name")?;
+        let name = fields.string("name")?.unwrap_or_default();
+        check_name(&fields, "name", name)?;
+        fields.string("description")?;
+        if tools.iter().any(|other| other.name() == name) {
+            return Err(fields.error("name", "is the name of two tools"));
+        }
+        let wire = json!({ "type": "function", "function": function });
+        let tool = serde_json::from_value(wire);
+        tools.push(tool.map_err(|error| ApiError::field(&path, format!("{path}: {error}")))?);
+    }
+    Ok(tools)
+}
+
+/// The choice of at least one call.
+///
+/// # Errors
+/// There is nothing to call.
+pub fn required_call(fields: &Fields<'_>, tools: &[Tool]) -> Result<ToolChoice, ApiError> {
+    if tools.is_empty() {
+        return Err(fields.error("tool_choice", "requires a call, but there are no tools"));
+    }
+    Ok(ToolChoice::Required)
+}
+
+/// The choice of the tool that a field called `name` names.
+///
+/// # Errors
+/// There is none of that name.
+pub fn named_call(choice: &Fields<'_>, tools: &[Tool]) -> Result<ToolChoice, ApiError> {
+    choice.required("name")?;
+    let name = choice.string("name")?.unwrap_or_default();
+    if !tools.iter().any(|tool| tool.name() == name) {
+        return Err(choice.error("name", "is none of the tools"));
+    }
+    Ok(ToolChoice::Named(name.to_owned()))
 }

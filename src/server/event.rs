@@ -16,6 +16,11 @@ pub enum Event {
     Begin(Usage),
     /// Reasoning.
     Reasoning(String),
+    /// Reasoning is complete. Exactly once, directly after the last of it, if there was any.
+    ReasoningEnd {
+        /// As [`End::replay`], which can come too late: Anthropic's stream wants it here.
+        replay: Option<String>,
+    },
     /// Text for the user; whole characters, nothing of a stop text.
     Text(String),
     /// A call begins.
@@ -34,7 +39,7 @@ pub enum Event {
         /// What to append.
         fragment: String,
     },
-    /// A call is complete.
+    /// A call is complete. Of a call that was cut off, it is not told.
     ToolEnd {
         /// Which call.
         index: usize,

@@ -13,6 +13,8 @@ pub struct Whole {
     pub text: String,
     /// Calls; the last one may have been cut off, its arguments are a JSON object nevertheless.
     pub calls: Vec<ToolCall>,
+    /// Whether the last call was cut off.
+    pub cut: bool,
     /// Probabilities of the tokens of the text, if they were asked for.
     pub logprobs: Vec<(TokenLogprob, Vec<TokenLogprob>)>,
     /// Tokens, as far as they are known.
@@ -30,11 +32,13 @@ impl Whole {
     /// Takes the next event.
     pub fn push(&mut self, event: Event) {
         match event {
-            Event::Prefill { .. } | Event::ToolEnd { .. } => {}
+            Event::Prefill { .. } | Event::ReasoningEnd { .. } => {}
+            Event::ToolEnd { .. } => self.cut = false,
             Event::Begin(usage) => self.usage = usage,
             Event::Reasoning(text) => self.reasoning.push_str(&text),
             Event::Text(text) => self.text.push_str(&text),
             Event::ToolBegin { id, name, .. } => {
+                self.cut = true;
                 self.calls.push(ToolCall { id, name, arguments: String::new() });
             }
             Event::ToolArguments { index, fragment } => {

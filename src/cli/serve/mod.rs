@@ -8,6 +8,7 @@ mod signals;
 use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -16,7 +17,7 @@ use super::failure::Failure;
 use super::terminal::{self, tell};
 use super::{help_or_mistake, session};
 use crate::engine::{Limits, Service};
-use crate::server::{serve, App};
+use crate::server::{serve, App, Replay, REPLAY_BYTES};
 use args::ServeArgs;
 use options::Options;
 
@@ -56,7 +57,11 @@ fn run(line: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
     let service = Service::start_with(engine, limits).map_err(|error| {
         Failure::Run(format!("the engine cannot be started: {error}; try a smaller --ctx"))
     })?;
-    let (app, stopper) = App::new(service.clone(), options.settings.clone(), None)
+    let replay = options
+        .secret
+        .clone()
+        .map(|secret| Arc::new(Replay::new(Arc::clone(service.tokenizer()), secret, REPLAY_BYTES)));
+    let (app, stopper) = App::new(service.clone(), options.settings.clone(), replay)
         .map_err(|error| Failure::Run(format!("the server cannot be set up: {error}")))?;
     announce(&options, &listener, &service)?;
     let served = runtime.block_on(async {

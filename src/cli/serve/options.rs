@@ -11,7 +11,7 @@ use crate::cli::failure::Failure;
 use crate::cli::model_path::ModelPath;
 use crate::cli::options::{device, model_path, read_text, use_threads};
 use crate::engine::Limits;
-use crate::server::{Access, Keys, Settings};
+use crate::server::{Access, Keys, Secret, Settings};
 
 /// The environment variable that holds a key.
 const KEY_VARIABLE: &str = "DS4_API_KEY";
@@ -34,6 +34,8 @@ pub struct Options {
     kv_bytes: Option<usize>,
     /// How the log is written.
     pub log: (LogFormat, tracing::level_filters::LevelFilter),
+    /// What seals the notes that go out with reasoning; `None` if answers are not to be replayed.
+    pub secret: Option<Secret>,
     /// Everything else.
     pub settings: Settings,
 }
@@ -86,6 +88,7 @@ impl Options {
             waiting: args.max_waiting,
             kv_bytes: args.kv_memory_mb.map(|megabytes| megabytes << 20),
             log: (args.log_format, args.log_level),
+            secret: secret(args)?,
             settings,
         })
     }
@@ -100,6 +103,20 @@ impl Options {
         limits.waiting = self.waiting;
         limits.kv_bytes = self.kv_bytes.unwrap_or(limits.kv_bytes);
     }
+}
+
+/// With a folder for prompts, the key stays the same, since what it seals comes back with them.
+fn secret(args: &ServeArgs) -> Result<Option<Secret>, Failure> {
+    if args.disable_exact_dsml_tool_replay {
+        return Ok(None);
+    }
+    let Some(folder) = &args.kv_disk_dir else { return Ok(Some(Secret::random())) };
+    let named = |error: std::io::Error| {
+        Failure::Input(format!("--kv-disk-dir {}: {error}", folder.display()))
+    };
+    std::fs::create_dir_all(folder).map_err(named)?;
+    let secret = Secret::from_file(&folder.join("replay.key"));
+    secret.map(Some).map_err(|error| Failure::Input(error.to_string()))
 }
 
 fn check(args: &ServeArgs) -> Result<(), Failure> {

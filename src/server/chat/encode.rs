@@ -171,7 +171,7 @@ impl Chunks {
 impl Encode for Chunks {
     fn event(&mut self, answer: usize, event: Event, frames: &mut Frames) {
         let delta = match event {
-            Event::Prefill { .. } | Event::ToolEnd { .. } => return,
+            Event::Prefill { .. } | Event::ReasoningEnd { .. } | Event::ToolEnd { .. } => return,
             Event::Begin(_) => json!({ "role": "assistant", "content": "" }),
             Event::Reasoning(text) => json!({ "reasoning_content": text }),
             Event::Text(text) => json!({ "content": text }),
