@@ -94,6 +94,8 @@ pub enum Command {
         #[arg(long)]
         write: bool,
     },
+    /// See, check or clear the prompts that are known on disk
+    Cache(super::cache::CacheArgs),
     /// List what is in a GGUF file
     Inspect {
         /// The file

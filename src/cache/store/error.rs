@@ -23,6 +23,14 @@ pub enum OpenError {
         /// Why not.
         source: io::Error,
     },
+    /// Pages that the format has no room for.
+    #[error("pages of {page_tokens} tokens and {page_bytes} bytes are too large to be stored")]
+    Pages {
+        /// Tokens of a page.
+        page_tokens: usize,
+        /// Bytes of a page.
+        page_bytes: usize,
+    },
     /// Others may look into the folder, and it holds files that are not the store's.
     #[error(
         "{}: other users may look into this folder, and it holds files that are not of the KV \
