@@ -99,7 +99,6 @@ impl Scheduler {
             let waiting = &mut self.waiting[next];
             let Start { id, namespace, ref prompt, .. } = waiting.start;
             let found = self.prefixes.find(namespace, prompt);
-            waiting.in_memory.get_or_insert(found.len());
             if let Some(held) = wait_for(&mut self.running, namespace, prompt, found.len()) {
                 waiting.held = Some(held);
                 self.stats.prefix_waits += 1;
@@ -120,6 +119,7 @@ impl Scheduler {
                 let prompt = &waiting.start.prompt;
                 if let Some(hit) = disk.find(namespace, prompt, &found) {
                     waiting.held = Some(Held::Read { job: id });
+                    waiting.in_memory.get_or_insert(found.len());
                     disk.load(id, namespace, prompt, found, hit);
                     continue;
                 }
@@ -194,7 +194,7 @@ impl Scheduler {
         };
         let mut running = Running::start(start, found, cache);
         let (cached, total) = (running.cached(), running.prompt);
-        let in_memory = in_memory.unwrap_or(0).min(cached);
+        let in_memory = in_memory.unwrap_or(cached).min(cached);
         let on_disk = cached - in_memory;
         tracing::debug!(
             job = running.id,
