@@ -21,16 +21,21 @@ const compatible = createOpenAICompatible({
   supportsStructuredOutputs: true,
 });
 
-const thinking = { anthropic: { thinking: { type: "enabled", budgetTokens: 1024 } } };
-const summary = (store) => ({
-  openai: { store, reasoningSummary: "auto", include: ["reasoning.encrypted_content"] },
-});
-// The provider knows OpenAI's models by name, and takes others for ones that do not reason.
-const reasons = (store) => {
-  const options = summary(store);
-  options.openai.forceReasoning = true;
-  return options;
+// The providers know their makers' models by name, and have to be told what others can do.
+const thinking = {
+  anthropic: {
+    thinking: { type: "enabled", budgetTokens: 1024 },
+    structuredOutputMode: "outputFormat",
+  },
 };
+const reasons = (store) => ({
+  openai: {
+    store,
+    forceReasoning: true,
+    reasoningSummary: "auto",
+    include: ["reasoning.encrypted_content"],
+  },
+});
 
 const dialects = {
   "openai-compatible": { model: compatible(model), options: {} },
