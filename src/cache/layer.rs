@@ -110,6 +110,11 @@ impl LayerCache {
         self.window.bytes() + self.lists().map(CompressorCache::bytes).sum::<usize>()
     }
 
+    /// All but the pages.
+    pub(super) fn fixed_bytes(&self) -> usize {
+        self.bytes() - self.lists().map(|list| list.rows.bytes()).sum::<usize>()
+    }
+
     /// All but pages that others share.
     pub(super) fn own_bytes(&self) -> usize {
         let lists = self.lists().map(CompressorCache::own_bytes);

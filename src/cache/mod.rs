@@ -1,12 +1,16 @@
-//! The KV state of one sequence: append, rewind, snapshot, restore; as bytes in [`image`].
+//! The KV state of one sequence: append, rewind, snapshot, restore; as bytes in [`image`]; and a
+//! [`store`] for many.
 
 mod footprint;
 pub mod image;
 mod layer;
+pub mod store;
 
 use candle_core::{Device, Result};
+use candle_ds4_ops::Rows;
 
 use crate::config::Config;
+pub use candle_ds4_ops::PAGE_TOKENS;
 pub use footprint::Footprint;
 pub(crate) use layer::pooling;
 pub use layer::{CompressorCache, LayerCache};
@@ -170,6 +174,27 @@ impl Cache {
         Ok(())
     }
 
+    /// The state itself as something to come back to, nothing copied; `None` if a forward pass
+    /// failed half-way.
+    pub fn into_snapshot(self) -> Option<Snapshot> {
+        let Self { layers, len, oldest, torn, .. } = self;
+        (!torn).then_some(Snapshot { layers, len, oldest })
+    }
+
+    /// Whether a forward pass failed half-way, so that only [`Cache::clear`] and
+    /// [`Cache::restore`] are of use.
+    pub fn is_torn(&self) -> bool {
+        self.torn
+    }
+
+    /// Bytes that do not depend on the length, and bytes of the rows of each [`PAGE_TOKENS`]
+    /// tokens begun.
+    pub fn sizes(&self) -> (usize, usize) {
+        let fixed = self.layers.iter().map(LayerCache::fixed_bytes).sum();
+        let lists = self.layers.iter().flat_map(LayerCache::lists);
+        (fixed, lists.map(|list| list.rows.page_bytes()).sum())
+    }
+
     /// The layers, for a forward pass, which must say how it ended with [`Cache::advance`].
     ///
     /// # Errors
@@ -204,6 +229,11 @@ impl Snapshot {
         self.len == 0
     }
 
+    /// The least length that a cache restored from it can go back to, but for zero.
+    pub fn oldest(&self) -> usize {
+        self.oldest
+    }
+
     /// Bytes that would be free without it: all but pages that others share.
     pub fn own_bytes(&self) -> usize {
         self.layers.iter().map(LayerCache::own_bytes).sum()
@@ -212,6 +242,25 @@ impl Snapshot {
     /// Bytes held on the device, shared pages included.
     pub fn bytes(&self) -> usize {
         self.layers.iter().map(LayerCache::bytes).sum()
+    }
+
+    /// The same state once more: pages are shared, the rest is copied.
+    ///
+    /// # Errors
+    /// If the device has no memory left.
+    pub fn duplicate(&self) -> Result<Self> {
+        let layers = self.layers.iter().map(LayerCache::duplicate).collect::<Result<_>>()?;
+        Ok(Self { layers, len: self.len, oldest: self.oldest })
+    }
+
+    /// Bytes that it shares with no other snapshot.
+    pub fn fixed_bytes(&self) -> usize {
+        self.layers.iter().map(LayerCache::fixed_bytes).sum()
+    }
+
+    /// The lists of compressed rows, whose pages may be shared.
+    pub fn rows(&self) -> impl Iterator<Item = &Rows> {
+        self.layers.iter().flat_map(LayerCache::lists).map(|list| &list.rows)
     }
 }
 

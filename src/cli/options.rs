@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 
 use super::args::{Args, BackendName, Command, QuantizeArgs, SynthArgs, TalkArgs};
+use super::cache::CacheArgs;
 use super::connect::Connect;
 use super::failure::Failure;
 use super::model_path::ModelPath;
@@ -88,6 +89,8 @@ pub enum Work {
         /// Tokens read without forgetting.
         ctx: Option<usize>,
     },
+    /// Look after the KV store.
+    Cache(CacheArgs),
     /// Make up a model.
     Synth(SynthArgs),
     /// Answer one prompt.
@@ -148,6 +151,7 @@ impl Work {
                 Command::Imatrix { model, file, output, ctx } => {
                     Ok(Self::Imatrix { model, file, output, ctx })
                 }
+                Command::Cache(what) => Ok(Self::Cache(what)),
                 Command::Synth(what) => Ok(Self::Synth(what)),
                 Command::Logits { model, tokens, chunks, output } => {
                     Ok(Self::Logits { model: model_path(model.as_deref()), tokens, chunks, output })
@@ -209,7 +213,7 @@ impl Options {
         })?;
         Ok(Self {
             model: model_path(talk.model.as_deref()),
-            device: device(talk)?,
+            device: device(talk.backend, talk.cpu, talk.cuda, talk.metal)?,
             system: Some(talk.system.clone()).filter(|system| !system.is_empty()),
             max_tokens: talk.tokens,
             context: talk.ctx,
@@ -240,7 +244,7 @@ pub fn affordable(wanted: Thinking, context: usize) -> Thinking {
 }
 
 /// The model typed, or what stands for none.
-fn model_path(typed: Option<&Path>) -> ModelPath {
+pub fn model_path(typed: Option<&Path>) -> ModelPath {
     ModelPath::resolve(typed, std::env::var_os("DS4_MODEL").as_deref(), Path::new("."))
 }
 
@@ -309,7 +313,11 @@ fn tools(path: &Path) -> Result<Vec<Tool>, Failure> {
     })
 }
 
-fn use_threads(threads: usize) -> Result<(), Failure> {
+/// Computes with this many threads.
+///
+/// # Errors
+/// None, or more than the system has.
+pub fn use_threads(threads: usize) -> Result<(), Failure> {
     if threads == 0 {
         return Err(Failure::Input(
             "--threads is 0: at least one must compute; leave it out for one per core".to_owned(),
@@ -320,8 +328,17 @@ fn use_threads(threads: usize) -> Result<(), Failure> {
     })
 }
 
-fn device(talk: &TalkArgs) -> Result<Device, Failure> {
-    let typed = match (talk.backend, talk.cpu, talk.cuda, talk.metal) {
+/// The device that flags ask for.
+///
+/// # Errors
+/// It is not built in.
+pub fn device(
+    backend: Option<BackendName>,
+    cpu: bool,
+    cuda: bool,
+    metal: bool,
+) -> Result<Device, Failure> {
+    let typed = match (backend, cpu, cuda, metal) {
         (Some(backend), ..) => Some(backend),
         (_, _, true, _) => Some(BackendName::Cuda),
         (.., true) => Some(BackendName::Metal),

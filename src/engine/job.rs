@@ -34,7 +34,8 @@ pub struct Job {
 
 /// Restricts which token may come next.
 ///
-/// Called on the engine's thread, between two steps of every running sequence: it must be quick.
+/// Called between two steps of every running sequence, which all wait for it: it must be quick. The
+/// end-of-sequence token is offered and told like any other. A panic fails the job alone.
 pub trait Guide: Send {
     /// Sets the logits `[vocab]` of tokens that may not come next to −∞.
     ///
@@ -92,4 +93,15 @@ pub enum Update {
     End(Outcome),
     /// There will be no more of this answer; other jobs go on.
     Failed(Arc<EngineError>),
+}
+
+/// What else is worth keeping beside the cached state of some tokens: it goes where they go, and
+/// comes back when they do.
+pub trait Attach: Send + Sync {
+    /// Bytes that belong to `tokens` of this owner; none if there is nothing to keep.
+    fn attachment(&self, namespace: Namespace, tokens: &[u32]) -> Vec<u8>;
+
+    /// Takes in what [`attachment`](Self::attachment) gave, perhaps in an earlier run of the
+    /// program. The bytes may be anything.
+    fn restore(&self, namespace: Namespace, attachment: &[u8]);
 }

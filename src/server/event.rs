@@ -7,6 +7,8 @@ use crate::engine::TokenLogprob;
 pub enum Event {
     /// The prompt is being read; `done` of `total` tokens are known.
     Prefill {
+        /// Known from earlier.
+        cached: usize,
         /// Known so far.
         done: usize,
         /// In the prompt.
@@ -16,6 +18,11 @@ pub enum Event {
     Begin(Usage),
     /// Reasoning.
     Reasoning(String),
+    /// Reasoning is complete. Exactly once, directly after the last of it, if there was any.
+    ReasoningEnd {
+        /// As [`End::replay`], which can come too late: Anthropic's stream wants it here.
+        replay: Option<String>,
+    },
     /// Text for the user; whole characters, nothing of a stop text.
     Text(String),
     /// A call begins.
@@ -34,7 +41,7 @@ pub enum Event {
         /// What to append.
         fragment: String,
     },
-    /// A call is complete.
+    /// A call is complete. Of a call that was cut off, it is not told.
     ToolEnd {
         /// Which call.
         index: usize,
