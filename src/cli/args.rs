@@ -309,6 +309,10 @@ pub struct TalkArgs {
     #[arg(short, long, hide_short_help = true)]
     pub verbose: bool,
 
+    /// Folder where /save keeps what the model remembers [default: as `ds4 cache`]
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
+    pub kv_disk_dir: Option<PathBuf>,
+
     /// Threads that compute [default: one per core]
     #[arg(short, long, value_name = "N", hide_short_help = true)]
     pub threads: Option<usize>,

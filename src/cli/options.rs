@@ -11,6 +11,7 @@ use super::connect::Connect;
 use super::failure::Failure;
 use super::model_path::ModelPath;
 use super::terminal::{tell, Terminal};
+use crate::cache::store::default_folder;
 use crate::prompt::{Thinking, Tool};
 use crate::sample::Sampling;
 
@@ -119,6 +120,8 @@ pub struct Options {
     pub sampling: Sampling,
     /// What the model may call.
     pub tools: Vec<Tool>,
+    /// Folder of the store for what the model remembers of saved conversations.
+    pub store: Option<PathBuf>,
     /// Answer as JSON.
     pub json: bool,
     /// Thinking and timings on standard error in any case.
@@ -224,6 +227,7 @@ impl Options {
             },
             sampling,
             tools: talk.tools.as_deref().map(tools).transpose()?.unwrap_or_default(),
+            store: talk.kv_disk_dir.clone().or_else(default_folder),
             json: talk.json,
             verbose: talk.verbose,
             terminal: Terminal::detect(talk.plain),

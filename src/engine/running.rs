@@ -11,10 +11,16 @@ use super::prefixes::{common, Found};
 use super::reply::Reply;
 use super::share::Wish;
 use super::{Engine, EngineError};
+use crate::cache::store::PAGE_TOKENS;
 use crate::cache::{Cache, Snapshot, REWIND_TOKENS};
 
 /// Points of a prompt that are closer to each other than this are not worth two states.
 const LEAST_GAP: usize = 32;
+/// Tokens at the end of a prompt that may be other ones next time: reminders of clients have some
+/// dozens.
+const LAST_WORDS: usize = 96;
+/// A message before them that is worth a state of its own.
+const LONG_MESSAGE: usize = 512;
 /// Tokens between two states of a long sequence, at least, …
 const FRONTIER_TOKENS: usize = 4096;
 /// … and at least this share of its length: so a million tokens have some dozens.
@@ -197,10 +203,17 @@ fn rewind(cache: &mut Cache, base: Option<&(Arc<Snapshot>, usize)>) -> Result<()
 }
 
 /// Where the state of a prompt is to be kept, the first one last: at its landmarks, where it parts
-/// from what other prompts had, and at its end.
+/// from what other prompts had, near the end of a long message, and at its end.
 fn stops(cached: usize, shared: usize, prompt: usize, mut landmarks: Vec<usize>) -> Vec<usize> {
     landmarks.push(shared);
     landmarks.sort_unstable();
+    // Clients put words at a prompt's end that the next one leaves out, after a message that stays.
+    let before_words = prompt.saturating_sub(LAST_WORDS) / PAGE_TOKENS * PAGE_TOKENS;
+    let earlier = landmarks.iter().rev().find(|&&landmark| landmark < before_words);
+    if before_words >= earlier.copied().unwrap_or(0).max(cached) + LONG_MESSAGE {
+        landmarks.push(before_words);
+        landmarks.sort_unstable();
+    }
     let mut stops = Vec::new();
     let mut last = cached;
     for landmark in landmarks {
@@ -225,5 +238,10 @@ mod tests {
         assert_eq!(stops(80, 100, 200, vec![40, 192, 199, 900, 0]), [200]);
         assert_eq!(stops(80, 100, 200, vec![191]), [200, 191]);
         assert_eq!(stops(80, 150, 200, vec![]), [200, 150]);
+        assert_eq!(stops(0, 0, 608, vec![]), [608, 512]);
+        assert_eq!(stops(0, 0, 607, vec![]), [607]);
+        assert_eq!(stops(1, 0, 608, vec![]), [608]);
+        assert_eq!(stops(0, 0, 5000, vec![2000, 4900]), [5000, 4900, 4864, 2000]);
+        assert_eq!(stops(0, 0, 5000, vec![2000, 4500]), [5000, 4500, 2000]);
     }
 }

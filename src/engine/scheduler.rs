@@ -76,6 +76,11 @@ impl Scheduler {
         self
     }
 
+    /// What is kept of earlier prompts and answers.
+    pub fn prefixes_mut(&mut self) -> &mut Prefixes {
+        &mut self.prefixes
+    }
+
     /// Gives the store back.
     pub fn take_disk(&mut self) -> Option<Disk> {
         self.disk.take()

@@ -25,10 +25,13 @@ fn files_are_for_their_user_alone() {
     for name in names(&path) {
         assert_eq!(mode(&path.join(name)), 0o600);
     }
-    // Closed again if it was opened.
+    // Closed again if it was opened; the server keeps a key there too.
+    fs::write(path.join("replay.key"), "secret").unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     assert_eq!(known(&open(&path), &all), 300);
     assert_eq!(mode(&path), 0o700);
+    store.clear().unwrap();
+    assert_eq!(names(&path), ["replay.key"]);
 }
 
 #[test]

@@ -29,6 +29,8 @@ fn state_bytes(len: usize) -> usize {
 
 /// Tokens at the end of a prompt that may be other ones next time.
 const TAIL: usize = 96;
+/// A message before them that is worth a frontier of its own.
+const LONG_MESSAGE: usize = 512;
 
 /// A server: frontiers in memory, some of them in its store.
 pub struct Ours {
@@ -92,7 +94,11 @@ impl Rules for Ours {
         // Where other prompts may part from this one: after the system prompt, before the last
         // message, before words at its end that are only for this time; and the end.
         let before_tail = (prompt.len() - TAIL) / PAGE_TOKENS * PAGE_TOKENS;
-        for landmark in [request.system_end, request.last_message, before_tail] {
+        let mut landmarks = vec![request.system_end, request.last_message];
+        if before_tail >= request.last_message.max(cached) + LONG_MESSAGE {
+            landmarks.push(before_tail);
+        }
+        for landmark in landmarks {
             if landmark > cached {
                 self.keep(&prompt[..landmark]);
             }

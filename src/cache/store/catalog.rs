@@ -270,7 +270,7 @@ impl Store {
                 Some(Kind::Pages(_) | Kind::Frontier(_) | Kind::Temporary | Kind::Uses) => {
                     writer.remove(&name).map_err(&failed)?;
                 }
-                Some(Kind::Quarantine) | None => {}
+                Some(Kind::Quarantine | Kind::Neighbour) | None => {}
             }
         }
         for (name, _) in folder.quarantined() {

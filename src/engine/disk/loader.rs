@@ -81,7 +81,7 @@ fn load(shared: &Shared, order: Order) -> Loaded {
     Loaded { job, namespace, tokens, state }
 }
 
-fn read(shared: &Shared, order: &Order) -> Result<Snapshot, LoadError> {
+pub(super) fn read(shared: &Shared, order: &Order) -> Result<Snapshot, LoadError> {
     let Shared { layout, device, .. } = shared;
     let (hit, len) = (&order.hit, order.tokens.len());
     let mut restore = match &order.shared {

@@ -103,7 +103,7 @@ fn write_all(shared: &Shared, saves: &Receiver<Save>, counters: &Saves) {
     }
 }
 
-fn write(shared: &Shared, save: &Save) -> Result<(), SourceError> {
+pub(super) fn write(shared: &Shared, save: &Save) -> Result<(), SourceError> {
     let Save { namespace, tokens, state, .. } = save;
     let Shared { layout, tokenizer, .. } = shared;
     let shorter = (tokens.len() < state.len()).then(|| go_back(shared, state, tokens.len()));
