@@ -13,6 +13,8 @@ the answer is printed, as the model wrote it. NO_COLOR and TERM=dumb turn render
 
 Exit codes: 0 done, 1 failed while running, 2 bad usage or input, 130 interrupted.
 
+To work on models: ds4 logits, perplexity, imatrix, synth; each has a --help.
+
 Examples:
   ds4 pull q2-imatrix --link            fetch a model
   ds4                                   chat
@@ -92,6 +94,8 @@ pub enum Command {
         #[arg(long)]
         write: bool,
     },
+    /// See, check or clear the prompts that are known on disk
+    Cache(super::cache::CacheArgs),
     /// List what is in a GGUF file
     Inspect {
         /// The file
@@ -101,6 +105,7 @@ pub enum Command {
         json: bool,
     },
     /// Write the model's scores for a file of token ids
+    #[command(hide = true)]
     Logits {
         /// GGUF file, or else $DS4_MODEL, ds4flash.gguf, a demo
         #[arg(short, long, value_name = "FILE")]
@@ -116,6 +121,7 @@ pub enum Command {
         output: PathBuf,
     },
     /// Measure how well the model predicts a text
+    #[command(hide = true)]
     Perplexity {
         /// GGUF file, or else $DS4_MODEL, ds4flash.gguf, a demo
         #[arg(short, long, value_name = "FILE")]
@@ -133,6 +139,7 @@ pub enum Command {
     /// Make a smaller model file from a checkpoint or a larger one
     Quantize(QuantizeArgs),
     /// Measure which inputs of the routed experts matter, for `quantize`
+    #[command(hide = true)]
     Imatrix {
         /// GGUF file
         #[arg(short, long, value_name = "FILE")]
@@ -148,6 +155,7 @@ pub enum Command {
         ctx: Option<usize>,
     },
     /// Write a model of the full shape with random weights, for measurements
+    #[command(hide = true)]
     Synth(SynthArgs),
 }
 
@@ -210,7 +218,7 @@ pub struct TalkArgs {
     pub prompt: Option<String>,
 
     /// Answer the text in FILE, or on standard input (-)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub prompt_file: Option<PathBuf>,
 
     /// GGUF file, or else $DS4_MODEL, ds4flash.gguf, a demo
@@ -222,11 +230,11 @@ pub struct TalkArgs {
 
     /// System prompt, "" for none (also: -sys)
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, hide_default_value = true)]
-    #[arg(default_value = "You are a helpful assistant")]
+    #[arg(default_value = "You are a helpful assistant", hide_short_help = true)]
     pub system: String,
 
     /// Most tokens of an answer
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 50_000)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 50_000, hide_short_help = true)]
     pub tokens: usize,
 
     /// Tokens of context at most
@@ -249,6 +257,7 @@ pub struct TalkArgs {
 
     /// Temperature, 0 for the likeliest answer
     #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(hide_short_help = true)]
     pub temp: f64,
 
     /// Choose among the likeliest tokens that together have this probability
@@ -289,7 +298,7 @@ pub struct TalkArgs {
     pub tools: Option<PathBuf>,
 
     /// Answer as one JSON object
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub json: bool,
 
     /// No Markdown rendering and no styles on a terminal
@@ -388,7 +397,7 @@ mod tests {
     #[test]
     fn the_short_help_fits_a_small_terminal() {
         let help = Args::command().term_width(80).render_help().to_string();
-        assert!(help.lines().count() <= 34, "{help}");
+        assert!(help.lines().count() <= 24, "{help}");
         assert!(help.lines().all(|line| line.chars().count() <= 80), "{help}");
     }
 }

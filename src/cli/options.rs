@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 
 use super::args::{Args, BackendName, Command, QuantizeArgs, SynthArgs, TalkArgs};
+use super::cache::CacheArgs;
 use super::connect::Connect;
 use super::failure::Failure;
 use super::model_path::ModelPath;
@@ -88,6 +89,8 @@ pub enum Work {
         /// Tokens read without forgetting.
         ctx: Option<usize>,
     },
+    /// Look after the KV store.
+    Cache(CacheArgs),
     /// Make up a model.
     Synth(SynthArgs),
     /// Answer one prompt.
@@ -148,6 +151,7 @@ impl Work {
                 Command::Imatrix { model, file, output, ctx } => {
                     Ok(Self::Imatrix { model, file, output, ctx })
                 }
+                Command::Cache(what) => Ok(Self::Cache(what)),
                 Command::Synth(what) => Ok(Self::Synth(what)),
                 Command::Logits { model, tokens, chunks, output } => {
                     Ok(Self::Logits { model: model_path(model.as_deref()), tokens, chunks, output })

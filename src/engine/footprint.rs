@@ -11,7 +11,7 @@ pub(super) struct Footprint {
 
 impl Footprint {
     pub fn new(cache: &Cache) -> Self {
-        let (fixed, page) = cache.footprint();
+        let (fixed, page) = cache.sizes();
         Self { fixed, page }
     }
 

@@ -1,10 +1,12 @@
 //! A model, its tokenizer and the sequences it runs.
 
 mod choose;
+mod disk;
 mod footprint;
 mod generate;
 mod job;
 mod limits;
+mod pass;
 mod prefixes;
 mod reply;
 mod running;
@@ -26,6 +28,7 @@ use crate::model::{ForwardError, LoadError, Model};
 use crate::sample::SampleError;
 use crate::tokenizer::{self, Tokenizer};
 
+pub use disk::{open_store, StoreError};
 pub use generate::{Finish, Outcome, Progress, Request};
 pub use job::{Attach, Chosen, Guide, GuideError, Job, Namespace, TokenLogprob, Update};
 pub use limits::Limits;

@@ -44,9 +44,18 @@ struct Node {
 
 struct Frontier {
     state: Arc<Snapshot>,
+    /// Tokens of it that are on disk.
+    saved: usize,
     hits: u64,
     /// Count of lookups at the last hit.
     used: u64,
+}
+
+impl Frontier {
+    /// Whether the state after `end` tokens can go back to the one after `len`.
+    fn reaches(&self, end: usize, len: usize) -> bool {
+        end == len || self.state.oldest() <= len
+    }
 }
 
 /// What is known of a prompt.
@@ -54,6 +63,8 @@ pub(super) struct Found {
     /// Where to go on from, and how many tokens of it are the prompt's: at most
     /// [`REWIND_TOKENS`] fewer than it has.
     pub frontier: Option<(Arc<Snapshot>, usize)>,
+    /// How many tokens of the frontier are on disk.
+    pub saved: usize,
     /// How many tokens the prompt shares with any kept sequence.
     pub shared: usize,
 }
@@ -89,19 +100,20 @@ impl Prefixes {
     /// The longest prefix of `prompt` to go on from, at least one token of which is left to run.
     pub fn find(&mut self, namespace: Namespace, prompt: &[u32]) -> Found {
         self.lookups += 1;
-        let none = Found { frontier: None, shared: 0 };
-        let Some(walk) = self.walk(namespace, prompt) else { return none };
-        let shared = walk.shared;
-        let wanted = shared.min(prompt.len().saturating_sub(1));
+        let mut found = Found { frontier: None, saved: 0, shared: 0 };
+        let Some(walk) = self.walk(namespace, prompt) else { return found };
+        found.shared = walk.shared;
+        let wanted = walk.shared.min(prompt.len().saturating_sub(1));
         let best = self.best(&walk, wanted);
-        let lookups = self.lookups;
-        let frontier = best.and_then(|(node, len)| {
-            let frontier = self.nodes[node].frontier.as_mut()?;
+        if let Some((frontier, len)) =
+            best.and_then(|(node, len)| Some((self.nodes[node].frontier.as_mut()?, len)))
+        {
             frontier.hits += 1;
-            frontier.used = lookups;
-            Some((frontier.state.clone(), len))
-        });
-        Found { frontier, shared }
+            frontier.used = self.lookups;
+            found.saved = frontier.saved.min(len);
+            found.frontier = Some((frontier.state.clone(), len));
+        }
+        found
     }
 
     /// Whether there is a frontier after exactly these tokens.
@@ -112,8 +124,14 @@ impl Prefixes {
         })
     }
 
-    /// Keeps the state after `tokens`, unless there is one.
-    pub fn insert(&mut self, namespace: Namespace, tokens: &[u32], state: Arc<Snapshot>) {
+    /// Keeps the state after `tokens`, unless there is one; `saved` of them are on disk.
+    pub fn insert(
+        &mut self,
+        namespace: Namespace,
+        tokens: &[u32],
+        state: Arc<Snapshot>,
+        saved: usize,
+    ) {
         let walk = match self.walk(namespace, tokens) {
             Some(walk) => walk,
             None => {
@@ -145,7 +163,7 @@ impl Prefixes {
         }
         self.bytes += state.fixed_bytes();
         self.frontiers += 1;
-        self.nodes[node].frontier = Some(Frontier { state, hits: 0, used: self.lookups });
+        self.nodes[node].frontier = Some(Frontier { state, saved, hits: 0, used: self.lookups });
     }
 
     /// Gives up the least valuable frontiers until at most `budget` bytes are held, or all others
@@ -248,7 +266,7 @@ impl Prefixes {
         while let Some(index) = open.pop() {
             let node = &self.nodes[index];
             if node.end <= len + REWIND_TOKENS {
-                if node.frontier.is_some() {
+                if node.frontier.as_ref().is_some_and(|frontier| frontier.reaches(node.end, len)) {
                     return Some(index);
                 }
                 open.extend(node.children.values());
@@ -433,7 +451,7 @@ mod tests {
 
                 let known = own().any(|(_, kept)| *kept == tokens);
                 assert_eq!(prefixes.contains(namespace, &tokens), known);
-                prefixes.insert(namespace, &tokens, another(&state));
+                prefixes.insert(namespace, &tokens, another(&state), 0);
                 if !known {
                     list.push((namespace, tokens));
                 }
@@ -462,11 +480,11 @@ mod tests {
         let mut prefixes = Prefixes::default();
         let tokens: Vec<u32> = (0..1000).collect();
         // A long prefix that is asked for, a long one that is not, a short step after it.
-        prefixes.insert(ALICE, &tokens[..500], another(&state));
+        prefixes.insert(ALICE, &tokens[..500], another(&state), 0);
         let held = another(&state);
-        prefixes.insert(ALICE, &tokens[1..10], held.clone());
-        prefixes.insert(ALICE, &tokens[..900], another(&state));
-        prefixes.insert(ALICE, &tokens[..910], another(&state));
+        prefixes.insert(ALICE, &tokens[1..10], held.clone(), 0);
+        prefixes.insert(ALICE, &tokens[..900], another(&state), 0);
+        prefixes.insert(ALICE, &tokens[..910], another(&state), 0);
         for _ in 0..3 {
             assert_eq!(prefixes.find(ALICE, &tokens[..600]).len(), 500);
         }

@@ -1,27 +1,30 @@
 //! Which jobs run, and what the next forward pass is made of.
 
-use std::collections::{HashMap, VecDeque};
+mod admit;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::choose::{guarded, Chooser};
+use super::choose::Chooser;
+use super::disk::{worth_saving, Disk, Save};
 use super::footprint::Footprint;
 use super::generate::Finish;
 use super::job::{Chosen, Job, Namespace, Update};
-use super::prefixes::{Found, Prefixes};
+use super::pass::{run, Ran};
+use super::prefixes::Prefixes;
 use super::reply::Reply;
 use super::running::{Running, Start};
 use super::share::share;
 use super::stats::Stats;
 use super::{Engine, EngineError, Limits};
 use crate::cache::Snapshot;
-use crate::model::{Input, Logits};
 use crate::sample::Sampler;
-
-/// Tokens that another job must be about to compute for a job to wait for them.
-const WORTH_WAITING: usize = 64;
+use admit::Waiting;
 
 /// Jobs that wait and run, and what is remembered for those to come. Owned by the thread that owns
 /// the engine; between two calls of [`Scheduler::step`] jobs may come and go.
@@ -33,16 +36,11 @@ pub(super) struct Scheduler {
     running: Vec<Running>,
     prefixes: Prefixes,
     stats: Stats,
+    disk: Option<Disk>,
+    stopping: bool,
     next_id: u64,
     /// The next job does not fit into memory until another one ends.
     full: bool,
-}
-
-/// A job that is yet to begin.
-struct Waiting {
-    start: Start,
-    /// The job that computes a prefix of this one, and the length at which it has.
-    held: Option<(u64, usize)>,
 }
 
 /// What a call of [`Scheduler::step`] did.
@@ -56,18 +54,6 @@ pub(super) enum Step {
     Idle,
 }
 
-/// What a forward pass did for one job.
-enum Ran {
-    /// It had no part in it.
-    Not,
-    /// Some of its tokens were run.
-    Part,
-    /// All that are known were run: these are the logits of the next.
-    All(Vec<f32>),
-    /// It cannot go on.
-    Failed(EngineError),
-}
-
 impl Scheduler {
     pub fn new(engine: &Engine, limits: Limits) -> Result<Self, EngineError> {
         Ok(Self {
@@ -77,9 +63,22 @@ impl Scheduler {
             running: Vec::new(),
             prefixes: Prefixes::default(),
             stats: Stats::default(),
+            disk: None,
+            stopping: false,
             next_id: 0,
             full: false,
         })
+    }
+
+    /// The same with a store to read prefixes from and to write states to.
+    pub fn with_disk(mut self, disk: Option<Disk>) -> Self {
+        self.disk = disk;
+        self
+    }
+
+    /// Gives the store back.
+    pub fn take_disk(&mut self) -> Option<Disk> {
+        self.disk.take()
     }
 
     /// Takes a job into the queue; one that can never run fails at once.
@@ -92,7 +91,7 @@ impl Scheduler {
                 let chooser = Chooser { sampler, guide, logprobs };
                 let max_tokens = max_tokens.min(engine.context() + 1 - prompt.len());
                 let start = Start { id, namespace, prompt, landmarks, max_tokens, chooser, reply };
-                self.waiting.push_back(Waiting { start, held: None });
+                self.waiting.push_back(Waiting::new(start));
             }
             Err(error) => self.fail(reply, error),
         }
@@ -108,6 +107,7 @@ impl Scheduler {
     /// Lets jobs go and come, runs one forward pass and tells what came of it.
     pub fn step(&mut self, engine: &Engine) -> Step {
         self.drop_cancelled();
+        self.take_loaded();
         self.admit(engine);
         let wishes: Vec<_> = self.running.iter_mut().map(Running::wish).collect();
         let shares = share(&wishes, self.limits.chunk_tokens);
@@ -116,7 +116,7 @@ impl Scheduler {
             return if self.is_empty() { Step::Idle } else { Step::Blocked };
         }
         let start = Instant::now();
-        let mut ran = self.run(engine, &shares);
+        let mut ran = run(engine, &mut self.running, &shares, self.limits.chunk_tokens);
         for (index, ran) in ran.iter().enumerate() {
             if matches!(ran, Ran::Part | Ran::All(_)) && self.running[index].is_frontier() {
                 self.keep(index);
@@ -159,8 +159,9 @@ impl Scheduler {
         }
     }
 
-    /// Turns away all that wait.
+    /// Turns away all that wait: the end is near.
     pub fn turn_away(&mut self) {
+        self.stopping = true;
         for waiting in std::mem::take(&mut self.waiting) {
             self.fail(waiting.start.reply, EngineError::Stopping);
         }
@@ -190,10 +191,9 @@ impl Scheduler {
     }
 
     /// What is going on, and what was done.
-    pub fn stats(&mut self) -> Stats {
-        let paused = self.running.iter_mut().map(|running| running.reply.is_behind());
+    pub fn stats(&self) -> Stats {
         Stats {
-            paused: paused.filter(|behind| *behind).count(),
+            paused: self.running.iter().filter(|running| running.paused).count(),
             running: self.running.len(),
             waiting: self.waiting.len(),
             reserved_bytes: self.reserved(),
@@ -201,10 +201,6 @@ impl Scheduler {
             frontiers: self.prefixes.frontiers(),
             ..self.stats.clone()
         }
-    }
-
-    fn reserved(&self) -> usize {
-        self.running.iter().map(|running| running.reserved(&self.footprint)).sum()
     }
 
     fn drop_cancelled(&mut self) {
@@ -220,102 +216,6 @@ impl Scheduler {
         self.stats.cancelled += gone as u64;
         // Another one may be next.
         self.full &= gone == 0;
-    }
-
-    fn admit(&mut self, engine: &Engine) {
-        while !self.full && self.running.len() < self.limits.parallel {
-            let Some(next) = self.next() else { return };
-            let Start { namespace, ref prompt, max_tokens, .. } = self.waiting[next].start;
-            let found = self.prefixes.find(namespace, prompt);
-            let held = wait_for(&mut self.running, namespace, prompt, found.len());
-            if held.is_some() {
-                self.waiting[next].held = held;
-                self.stats.prefix_waits += 1;
-                continue;
-            }
-            let tokens = prompt.len().saturating_add(max_tokens);
-            let needed = self.footprint.reserve(tokens, found.len());
-            if !self.make_room(needed) {
-                self.full = true;
-                return;
-            }
-            if let Some(Waiting { start, .. }) = self.waiting.remove(next) {
-                self.begin(engine, start, found);
-            }
-        }
-    }
-
-    /// The waiting job whose turn it is: of the namespace of which the fewest run, the one that
-    /// waits longest.
-    fn next(&mut self) -> Option<usize> {
-        let mut running: HashMap<Namespace, usize> = HashMap::new();
-        for job in &self.running {
-            *running.entry(job.namespace).or_default() += 1;
-        }
-        let held = |held: &(u64, usize)| {
-            self.running.iter().any(|job| job.id == held.0 && job.cache.len() < held.1)
-        };
-        let of = |namespace| running.get(&namespace).copied().unwrap_or(0);
-        self.waiting
-            .iter()
-            .enumerate()
-            .filter(|(_, waiting)| !waiting.held.as_ref().is_some_and(held))
-            .map(|(index, waiting)| (of(waiting.start.namespace), index))
-            .filter(|(running, _)| *running < self.limits.per_namespace)
-            .min()
-            .map(|(_, index)| index)
-    }
-
-    /// Gives up what is kept for later until `needed` bytes more can be reserved, if they can be
-    /// at all.
-    fn make_room(&mut self, needed: usize) -> bool {
-        let reserved = self.reserved().saturating_add(needed);
-        let left = self.limits.kv_bytes.checked_sub(reserved);
-        let fits = left.is_some_and(|left| {
-            self.prefixes.bytes() <= left || self.prefixes.pinned_bytes() <= left
-        });
-        // A lone job was found to fit; what it starts from may be more than it needs.
-        if fits || self.running.is_empty() {
-            self.stats.evicted += self.prefixes.shrink(left.unwrap_or(0)) as u64;
-        }
-        fits || self.running.is_empty()
-    }
-
-    fn begin(&mut self, engine: &Engine, start: Start, found: Found) {
-        let shared = found.shared;
-        match Running::start(engine, start, found) {
-            Ok(mut running) => {
-                let (cached, total) = (running.cached(), running.prompt);
-                tracing::debug!(job = running.id, prompt = total, cached, shared, "job begins");
-                self.stats.prompt_tokens += total as u64;
-                self.stats.cached_memory_tokens += cached as u64;
-                running.reply.tell(Update::Prefill { cached, done: cached, total });
-                self.running.push(running);
-            }
-            Err((reply, error)) => self.fail(reply, error),
-        }
-    }
-
-    /// One forward pass. If it fails for all, each has one of its own, so that only the one that
-    /// it fails for has to go.
-    fn run(&mut self, engine: &Engine, shares: &[usize]) -> Vec<Ran> {
-        let mut members: Vec<_> =
-            self.running.iter_mut().zip(shares).filter(|(_, share)| **share > 0).collect();
-        let goals: Vec<usize> =
-            members.iter().map(|(running, share)| running.cache.len() + **share).collect();
-        let ran = match forward(engine, &mut members) {
-            Ok(ran) => ran,
-            Err(error) if members.len() == 1 => vec![Ran::Failed(error)],
-            Err(error) => {
-                tracing::warn!(%error, jobs = members.len(), "a pass failed: one by one");
-                let chunk = self.limits.chunk_tokens;
-                let alone = members.into_iter().zip(goals);
-                alone.map(|((running, _), goal)| alone_to(engine, running, goal, chunk)).collect()
-            }
-        };
-        let mut ran = ran.into_iter();
-        let of = |share: &usize| if *share > 0 { ran.next() } else { None };
-        shares.iter().map(of).map(|ran| ran.unwrap_or(Ran::Not)).collect()
     }
 
     /// The next tokens of all jobs that have run what they know, unless they want none.
@@ -361,16 +261,22 @@ impl Scheduler {
 
     /// Keeps the present state of a running job for others, and for itself if a pass fails.
     fn keep(&mut self, index: usize) {
-        let running = &mut self.running[index];
-        let tokens = &running.tokens[..running.cache.len()];
-        if self.prefixes.contains(running.namespace, tokens) {
+        let running = &self.running[index];
+        let (namespace, len) = (running.namespace, running.cache.len());
+        let tokens = &running.tokens[..len];
+        if self.prefixes.contains(namespace, tokens) {
             return;
         }
         match running.cache.snapshot() {
             Ok(state) => {
                 let state = Arc::new(state);
-                self.prefixes.insert(running.namespace, tokens, state.clone());
-                running.rebase(state);
+                // The template ends a prompt with a token that says whether to think, and history
+                // says it differently. From memory that token can be taken back, from disk not.
+                let last = usize::from(len == running.prompt);
+                let to_save = &tokens[..(len - last).max(state.oldest())];
+                let saved = self.save(namespace, to_save, &state, running.saved);
+                self.prefixes.insert(namespace, tokens, state.clone(), saved);
+                self.running[index].rebase(state, saved);
                 self.stay_within_budget();
             }
             Err(error) => tracing::warn!(%error, "a state could not be kept"),
@@ -386,14 +292,13 @@ impl Scheduler {
     fn retire(&mut self, index: usize, ended: Result<Finish, EngineError>) {
         let running = self.running.remove(index);
         self.full = false;
-        let last = match ended {
-            Ok(finish) => Ok(running.outcome(finish)),
-            Err(error) => Err(error),
-        };
-        let Running { namespace, tokens, cache, reply, .. } = running;
-        let len = cache.len();
-        if let Some(state) = cache.into_snapshot().filter(|state: &Snapshot| !state.is_empty()) {
-            self.prefixes.insert(namespace, &tokens[..len], Arc::new(state));
+        let last = ended.map(|finish| running.outcome(finish));
+        let Running { namespace, tokens, cache, reply, saved, .. } = running;
+        let tokens = &tokens[..cache.len()];
+        if let Some(state) = cache.into_snapshot().filter(|state| !state.is_empty()) {
+            let state = Arc::new(state);
+            let saved = self.save(namespace, tokens, &state, saved);
+            self.prefixes.insert(namespace, tokens, state, saved);
         }
         self.stay_within_budget();
         match last {
@@ -402,6 +307,31 @@ impl Scheduler {
                 reply.end(Update::End(outcome));
             }
             Err(error) => self.fail(reply, error),
+        }
+    }
+
+    /// Hands a state to the disk if that is worth while; says how many of its tokens are there.
+    fn save(
+        &self,
+        namespace: Namespace,
+        tokens: &[u32],
+        state: &Arc<Snapshot>,
+        saved: usize,
+    ) -> usize {
+        match &self.disk {
+            Some(disk) if worth_saving(tokens.len(), saved) => {
+                let since = Instant::now();
+                let tokens = tokens.to_vec();
+                let len = tokens.len();
+                let save = Save { namespace, tokens, state: state.clone(), since };
+                // Who is about to end has time for the disk.
+                if disk.save(save, self.stopping) {
+                    len
+                } else {
+                    saved
+                }
+            }
+            _ => saved,
         }
     }
 
@@ -424,69 +354,3 @@ pub(super) fn check_memory(
     }
     Ok(())
 }
-
-/// The running job that is about to compute most of `prompt` beyond its first `known` tokens, if
-/// that is worth waiting for, and the length at which it has.
-fn wait_for(
-    running: &mut [Running],
-    namespace: Namespace,
-    prompt: &[u32],
-    known: usize,
-) -> Option<(u64, usize)> {
-    let (shared, job) = running
-        .iter_mut()
-        // One that is behind what is known already would be waited for in vain.
-        .filter(|job| job.namespace == namespace && job.is_reading() && job.cache.len() >= known)
-        .map(|job| (job.shared(prompt), job))
-        .filter(|(shared, job)| *shared > job.cache.len() && *shared >= known + WORTH_WAITING)
-        .max_by_key(|(shared, _)| *shared)?;
-    job.keep_at(shared);
-    Some((job.id, shared))
-}
-
-/// One forward pass of some jobs, each with so many of its tokens.
-fn forward(
-    engine: &Engine,
-    members: &mut [(&mut Running, &usize)],
-) -> Result<Vec<Ran>, EngineError> {
-    let complete: Vec<bool> = members
-        .iter()
-        .map(|(running, share)| running.cache.len() + **share == running.tokens.len())
-        .collect();
-    let wanted = if complete.contains(&true) { Logits::Last } else { Logits::None };
-    let mut inputs: Vec<Input<'_>> = members
-        .iter_mut()
-        .map(|(running, share)| {
-            let at = running.cache.len();
-            Input { tokens: &running.tokens[at..at + **share], cache: &mut running.cache }
-        })
-        .collect();
-    let mut logits = guarded(|| {
-        let logits = engine.model.forward(&mut inputs, wanted, &engine.workspace)?;
-        let rows = if wanted == Logits::None { Vec::new() } else { logits.to_vec2()? };
-        Ok(rows.into_iter())
-    })?;
-    let ran = complete.into_iter().map(|complete| match (complete, logits.next()) {
-        (true, Some(logits)) => Ran::All(logits),
-        _ => Ran::Part,
-    });
-    Ok(ran.collect())
-}
-
-/// Runs one job alone up to `goal`, after a pass has failed.
-fn alone_to(engine: &Engine, running: &mut Running, goal: usize, chunk: usize) -> Ran {
-    if let Err(error) = running.mend(goal) {
-        return Ran::Failed(error);
-    }
-    loop {
-        let share = (goal - running.cache.len()).min(chunk);
-        match forward(engine, &mut [(&mut *running, &share)]) {
-            Ok(mut ran) if running.cache.len() >= goal => return ran.pop().unwrap_or(Ran::Part),
-            Ok(_) => {}
-            Err(error) => return Ran::Failed(error),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -1,19 +1,21 @@
 //! The one thread that owns the device, and the handle by which others ask it for answers.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
 use super::choose::guarded;
+use super::disk::{Disk, Saves};
 use super::footprint::Footprint;
 use super::generate::Finish;
-use super::job::{Job, Update};
+use super::job::{Attach, Job, Namespace, Update};
 use super::reply::Reply;
 use super::scheduler::{check_memory, Scheduler, Step};
 use super::{Engine, EngineError, Limits, Stats};
+use crate::cache::store::Store;
 use crate::config::Config;
 use crate::hub::Size;
 use crate::tokenizer::Tokenizer;
@@ -65,6 +67,9 @@ pub struct Service {
     context: usize,
     footprint: Footprint,
     limits: Limits,
+    store: Option<Store>,
+    saves: Arc<Saves>,
+    attach: Arc<OnceLock<Arc<dyn Attach>>>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
     _open: Arc<Open>,
 }
@@ -119,17 +124,46 @@ impl Service {
     /// # Errors
     /// If the system has no thread left, or the device no memory.
     pub fn start_with(engine: Engine, limits: Limits) -> std::io::Result<Self> {
+        Self::launch(engine, limits, None)
+    }
+
+    /// The same with a store, from [`open_store`](super::open_store), that remembers what memory
+    /// cannot and what is to outlive the process.
+    ///
+    /// # Errors
+    /// If the system has no thread left, or the device no memory.
+    pub fn start_with_store(engine: Engine, limits: Limits, store: Store) -> std::io::Result<Self> {
+        Self::launch(engine, limits, Some(store))
+    }
+
+    fn launch(engine: Engine, limits: Limits, store: Option<Store>) -> std::io::Result<Self> {
         let tokenizer = Arc::new(engine.tokenizer().clone());
         let config = Arc::new(engine.model().config().clone());
         let context = engine.context();
         let footprint = Footprint::new(&engine.model().new_cache().map_err(std::io::Error::other)?);
         let desk = Arc::new(Desk::default());
+        let attach = Arc::new(OnceLock::new());
+        let disk = store.clone().map(|store| Disk::new(&engine, store, attach.clone()));
+        let disk = disk.transpose()?;
+        let saves = disk.as_ref().map(Disk::saves).cloned().unwrap_or_default();
         let at_work = Work { engine, limits: limits.clone(), desk: desk.clone() };
         let thread =
-            thread::Builder::new().name("engine".to_owned()).spawn(move || at_work.run())?;
+            thread::Builder::new().name("engine".to_owned()).spawn(move || at_work.run(disk))?;
         let thread = Arc::new(Mutex::new(Some(thread)));
         let _open = Arc::new(Open(desk.clone()));
-        Ok(Self { desk, tokenizer, config, context, footprint, limits, thread, _open })
+        Ok(Self {
+            desk,
+            tokenizer,
+            config,
+            context,
+            footprint,
+            limits,
+            store,
+            saves,
+            attach,
+            thread,
+            _open,
+        })
     }
 
     /// The model's tokenizer.
@@ -152,11 +186,27 @@ impl Service {
         &self.limits
     }
 
+    /// The store, if there is one.
+    pub fn store(&self) -> Option<&Store> {
+        self.store.as_ref()
+    }
+
+    /// Keeps what `attach` has to say beside states that are written to the store, and gives it
+    /// back what is there from earlier. Only the first call counts, and it reads files.
+    pub fn attach(&self, attach: Arc<dyn Attach>) {
+        let Some(store) = &self.store else { return };
+        if self.attach.set(attach.clone()).is_ok() {
+            store.attachments(|namespace, bytes| attach.restore(Namespace(*namespace), &bytes));
+        }
+    }
+
     /// What is going on, and what was done.
     pub fn stats(&self) -> Stats {
         let inbox = self.desk.lock();
         let waiting = inbox.waiting + inbox.jobs.len();
-        Stats { waiting, ..inbox.stats.clone() }
+        // They go on while the engine has nothing to do.
+        let (saves, saves_skipped) = (self.saves.done(), self.saves.skipped());
+        Stats { waiting, saves, saves_skipped, ..inbox.stats.clone() }
     }
 
     /// Asks for an answer.
@@ -230,17 +280,24 @@ struct Work {
 }
 
 impl Work {
-    fn run(self) {
-        let stats = self.serve().unwrap_or_default();
+    fn run(self, disk: Option<Disk>) {
+        // With this thread one of the workers, no step begins or ends with a hand-over. Without
+        // such a pool it goes on as a guest of the usual one.
+        let workers = rayon::ThreadPoolBuilder::new().use_current_thread().build();
+        let stats = self.serve(disk).unwrap_or_default();
+        drop(workers);
         let mut inbox = self.desk.lock();
         inbox.closed = true;
         inbox.stats = stats;
         inbox.jobs.clear();
     }
 
-    fn serve(&self) -> Result<Stats, EngineError> {
-        let scheduler = || Scheduler::new(&self.engine, self.limits.clone());
-        let mut jobs = scheduler()?;
+    fn serve(&self, disk: Option<Disk>) -> Result<Stats, EngineError> {
+        let scheduler = |disk: Option<Disk>| {
+            let scheduler = Scheduler::new(&self.engine, self.limits.clone());
+            scheduler.map(|scheduler| scheduler.with_disk(disk))
+        };
+        let mut jobs = scheduler(disk)?;
         let mut last = Step::Idle;
         loop {
             let stop = self.take_jobs(&mut jobs, last);
@@ -251,6 +308,8 @@ impl Work {
                 }
             }
             if jobs.is_empty() && self.is_over() {
+                // With the store go the threads that write what is still to be written.
+                drop(jobs.take_disk());
                 return Ok(jobs.stats());
             }
             let step = guarded(|| Ok(jobs.step(&self.engine)));
@@ -260,7 +319,7 @@ impl Work {
                     // What failed has no one job to blame, and what it left cannot be trusted.
                     tracing::error!(%error, "the engine starts anew; all its jobs fail");
                     jobs.abandon(error);
-                    jobs = scheduler()?;
+                    jobs = scheduler(jobs.take_disk())?;
                     Step::Worked
                 }
             };

@@ -37,6 +37,10 @@ pub struct Stats {
     pub generated_tokens: u64,
     /// Jobs that waited for a prefix that another job was computing.
     pub prefix_waits: u64,
+    /// States that were written to disk.
+    pub saves: u64,
+    /// States that were not, because the disk is slower than the engine, or refused.
+    pub saves_skipped: u64,
     /// Points dropped to stay within the budget.
     pub evicted: u64,
     /// Forward passes.

@@ -25,6 +25,9 @@ mod messages;
 mod metrics;
 mod models;
 pub mod page;
+#[cfg(test)]
+mod played;
+mod reference;
 mod replay;
 mod request;
 mod responses;

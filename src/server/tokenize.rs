@@ -49,7 +49,8 @@ async fn ids(app: &App, caller: &Caller, body: &Value) -> Result<Value, ApiError
         }
         None if fields.value("messages").is_some() => {
             let chat = Chat::read(body, app, caller)?;
-            app.prompt(caller, &chat.request).await?.ids
+            let caller = Caller { namespace: chat.namespace, ..caller.clone() };
+            app.prompt(&caller, &chat.request).await?.ids
         }
         None => {
             let problem = "is missing: give content, prompt or messages";

@@ -149,6 +149,32 @@ mod tests {
     }
 
     #[test]
+    fn packed_keys_give_the_choice_of_plain_ones_whatever_the_page() -> Result<()> {
+        let device = Device::Cpu;
+        let q = Tensor::randn(0f32, 1.0, (TOKENS, HEADS, DIM), &device)?;
+        let weights = Tensor::randn(0f32, 1.0, (TOKENS, HEADS), &device)?;
+        let keys = Tensor::randn(0f32, 1.0, (TOKENS / RATIO, DIM), &device)?;
+        crate::hadamard_fp4_round_trip(&keys)?;
+        let choose = |mut rows: Rows, start: usize| -> Result<Vec<u32>> {
+            let ws = Workspace::new(&device);
+            rows.append(&keys, 0, TOKENS / RATIO)?;
+            let batch = Ragged::new(&[(start, TOKENS - start)], &device)?;
+            let q = q.narrow(0, start, TOKENS - start)?;
+            let weights = weights.narrow(0, start, TOKENS - start)?;
+            select_rows(&q, &weights, &[&rows], RATIO, K, &batch, &ws)?.flatten_all()?.to_vec1()
+        };
+        for start in [0, 17, TOKENS - 1] {
+            let plain = choose(Rows::new(RATIO, DIM, &device), start)?;
+            for page_rows in [1, 4, 256] {
+                let format = crate::RowFormat::Fp4 { width: DIM };
+                let rows = Rows::with_format(crate::PAGE_TOKENS / page_rows, format, &device);
+                assert_eq!(choose(rows, start)?, plain, "pages of {page_rows}, from {start}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
     fn ties_go_to_the_lower_row() -> Result<()> {
         let device = Device::Cpu;
         let ws = Workspace::new(&device);

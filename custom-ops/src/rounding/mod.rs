@@ -1,4 +1,5 @@
-//! The rounding that the model was trained with: FP8 of KV rows, Hadamard and FP4 of the indexer.
+//! The rounding that the model was trained with: FP8 and BF16 of KV rows, Hadamard and FP4 of the
+//! indexer.
 //!
 //! V4 was trained with its KV cache in eight bits and its indexer in four. Weights expect that
 //! rounding, so it is applied even where values are kept in f32.
@@ -8,23 +9,34 @@ mod cpu;
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor, D};
 
 use crate::device::{for_each_row, host_mut};
+pub(crate) use cpu::{fp4_scale, fp8_scale};
 
-/// Rounds the first `channels` of each row in place through FP8 E4M3 with one power-of-two scale
-/// per block of 64: `s = 2^⌈log2(max(|x|max, 1e-4) / 448)⌉`, `x ← e4m3(x / s) · s`, ties to even.
+/// Values of a KV row that share a scale.
+pub(crate) const FP8_BLOCK: usize = 64;
+/// Values of an indexer's key or query that share a scale.
+pub(crate) const FP4_BLOCK: usize = 32;
+
+/// Rounds KV rows in place as they are kept: the first `nope` channels through FP8 E4M3 with one
+/// power-of-two scale per block of 64, `s = 2^⌈log2(max(|x|max, 1e-4) / 448)⌉`,
+/// `x ← e4m3(x / s) · s`; the others, which carry the position, through BF16. Ties go to even.
 ///
-/// Shapes: `x` `[…, dim]` f32. Where 64 does not divide `channels`, blocks have the largest power
-/// of two that does. Errors: more channels than the rows have.
-/// Source: DeepSeek V4's reference inference code (the KV part without position).
-pub fn fp8_round_trip(x: &Tensor, channels: usize) -> Result<()> {
+/// Shapes: `x` `[…, dim]` f32. Where 64 does not divide `nope`, blocks have the largest power of
+/// two that does. Errors: more channels than the rows have.
+/// Source: DeepSeek V4's reference inference code, whose KV cache is BF16 with that FP8 part.
+pub fn kv_round_trip(x: &Tensor, nope: usize) -> Result<()> {
     let dim = x.dim(D::Minus1)?;
-    if channels > dim {
-        bail!("fp8_round_trip: {channels} channels of rows of {dim}");
+    if nope > dim {
+        bail!("kv_round_trip: {nope} channels of rows of {dim}");
     }
-    let block = block_of(channels, 64);
+    let block = block_of(nope, FP8_BLOCK);
     x.inplace_op1(&Round {
-        op: "fp8_round_trip",
+        op: "kv_round_trip",
         dim,
-        apply: move |row: &mut [f32]| cpu::fp8_round_trip(&mut row[..channels], block),
+        apply: move |row: &mut [f32]| {
+            let (row, turned) = row.split_at_mut(nope);
+            cpu::fp8_round_trip(row, block);
+            cpu::bf16_round_trip(turned);
+        },
     })
 }
 
@@ -44,13 +56,13 @@ pub fn hadamard_fp4_round_trip(x: &Tensor) -> Result<()> {
         dim,
         apply: move |row: &mut [f32]| {
             cpu::hadamard(row);
-            cpu::fp4_round_trip(row, dim.min(32));
+            cpu::fp4_round_trip(row, dim.min(FP4_BLOCK));
         },
     })
 }
 
 /// The largest power of two that divides `channels`, at most `most`.
-fn block_of(channels: usize, most: usize) -> usize {
+pub(crate) fn block_of(channels: usize, most: usize) -> usize {
     match channels {
         0 => most,
         _ => most.min(1 << channels.trailing_zeros()),

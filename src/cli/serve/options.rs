@@ -1,7 +1,7 @@
 //! What the command line of the server means, checked before a model is loaded.
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use candle_core::Device;
@@ -11,7 +11,7 @@ use crate::cli::failure::Failure;
 use crate::cli::model_path::ModelPath;
 use crate::cli::options::{device, model_path, read_text, use_threads};
 use crate::engine::Limits;
-use crate::server::{Access, Keys, Secret, Settings};
+use crate::server::{Access, Keys, Settings};
 
 /// The environment variable that holds a key.
 const KEY_VARIABLE: &str = "DS4_API_KEY";
@@ -34,8 +34,10 @@ pub struct Options {
     kv_bytes: Option<usize>,
     /// How the log is written.
     pub log: (LogFormat, tracing::level_filters::LevelFilter),
-    /// What seals the notes that go out with reasoning; `None` if answers are not to be replayed.
-    pub secret: Option<Secret>,
+    /// Where states are kept, and how many bytes of them.
+    pub store: Option<(PathBuf, u64)>,
+    /// Whether answers are repeated to the token when they come back.
+    pub replay: bool,
     /// Everything else.
     pub settings: Settings,
 }
@@ -88,7 +90,8 @@ impl Options {
             waiting: args.max_waiting,
             kv_bytes: args.kv_memory_mb.map(|megabytes| megabytes << 20),
             log: (args.log_format, args.log_level),
-            secret: secret(args)?,
+            store: args.kv_disk_dir.clone().map(|folder| (folder, args.kv_disk_space_mb << 20)),
+            replay: !args.disable_exact_dsml_tool_replay,
             settings,
         })
     }
@@ -103,20 +106,6 @@ impl Options {
         limits.waiting = self.waiting;
         limits.kv_bytes = self.kv_bytes.unwrap_or(limits.kv_bytes);
     }
-}
-
-/// With a folder for prompts, the key stays the same, since what it seals comes back with them.
-fn secret(args: &ServeArgs) -> Result<Option<Secret>, Failure> {
-    if args.disable_exact_dsml_tool_replay {
-        return Ok(None);
-    }
-    let Some(folder) = &args.kv_disk_dir else { return Ok(Some(Secret::random())) };
-    let named = |error: std::io::Error| {
-        Failure::Input(format!("--kv-disk-dir {}: {error}", folder.display()))
-    };
-    std::fs::create_dir_all(folder).map_err(named)?;
-    let secret = Secret::from_file(&folder.join("replay.key"));
-    secret.map(Some).map_err(|error| Failure::Input(error.to_string()))
 }
 
 fn check(args: &ServeArgs) -> Result<(), Failure> {

@@ -71,6 +71,7 @@ async fn answer(app: &App, caller: &Caller, body: &Json) -> Result<Response, Api
 async fn count(State(app): State<App>, caller: Caller, body: Json) -> Response {
     let counted = async {
         let asked = Asked::read(&body.value, &app, &caller)?;
+        let caller = Caller { namespace: asked.namespace, ..caller.clone() };
         Ok(app.prompt(&caller, &asked.request).await?.ids.len())
     };
     match counted.await {
@@ -81,3 +82,6 @@ async fn count(State(app): State<App>, caller: Caller, body: Json) -> Response {
         Err(error) => caller.refuse(&blame_input(error)),
     }
 }
+
+#[cfg(test)]
+mod tests;
