@@ -154,7 +154,7 @@ fn a_request_has_the_id_that_it_came_with_if_logs_can_hold_it() {
         response.header("x-request-id").unwrap().to_owned()
     };
     assert_eq!(id("abc-1.2_3"), "abc-1.2_3");
-    for strange in ["a b", "x\u{7f}", &"x".repeat(65)] {
+    for strange in ["a b", "x/y", &"x".repeat(65)] {
         assert!(id(strange).starts_with("req_"), "{strange}");
     }
     assert_ne!(id(""), id(""));

@@ -7,8 +7,8 @@ use candle_ds4::demo::demo_model;
 use candle_ds4::engine::{self, Chosen, Outcome, TokenLogprob, Update};
 use candle_ds4::gguf::Gguf;
 use candle_ds4::server::{
-    chat_completion, Answer, AnswerError, ChatChunks, ChatHead, Content, Encode, Event, Frames,
-    Reading, Whole,
+    chat_completion, Answer, AnswerError, ChatChunks, ChatHead, Content, Encode, Event, Finish,
+    Frames, Reading, Whole,
 };
 use candle_ds4::tokenizer::{Tokenizer, DSML};
 use rand::rngs::StdRng;
@@ -359,7 +359,10 @@ fn an_answer_cut_anywhere_is_an_answer() {
         check(&whole, &reading);
         let begun = events.iter().filter(|e| matches!(e, Event::ToolBegin { .. })).count();
         let ended = events.iter().filter(|e| matches!(e, Event::ToolEnd { .. })).count();
-        assert_eq!(begun, ended, "a call is left open at {end}");
+        // Arguments that were cut off are whole JSON, but the call is not told to be complete.
+        assert!(begun == ended || begun == ended + 1, "{begun} of {ended} at {end}");
+        let complete = whole.end.as_ref().unwrap().finish == Finish::ToolCalls;
+        assert!(begun == ended || !complete, "a call is left open at {end}");
     }
 }
 

@@ -10,6 +10,7 @@ use super::args::{LogFormat, ServeArgs};
 use crate::cli::failure::Failure;
 use crate::cli::model_path::ModelPath;
 use crate::cli::options::{device, model_path, read_text, use_threads};
+use crate::cli::terminal::tell;
 use crate::engine::Limits;
 use crate::server::{Access, Keys, Settings};
 
@@ -49,6 +50,7 @@ impl Options {
     /// What was typed makes no sense, or would not be safe.
     pub fn resolve(args: &ServeArgs) -> Result<Self, Failure> {
         check(args)?;
+        tell_ignored(args);
         if let Some(threads) = args.threads {
             use_threads(threads)?;
         }
@@ -105,6 +107,23 @@ impl Options {
         limits.per_namespace = per_key.unwrap_or(limits.parallel);
         limits.waiting = self.waiting;
         limits.kv_bytes = self.kv_bytes.unwrap_or(limits.kv_bytes);
+    }
+}
+
+/// Says which flags of ds4 mean nothing here, so that nobody relies on them.
+fn tell_ignored(args: &ServeArgs) {
+    let numbers = [
+        ("--kv-cache-min-tokens", args.kv_cache_min_tokens),
+        ("--kv-cache-cold-max-tokens", args.kv_cache_cold_max_tokens),
+        ("--kv-cache-continued-interval-tokens", args.kv_cache_continued_interval_tokens),
+        ("--kv-cache-boundary-trim-tokens", args.kv_cache_boundary_trim_tokens),
+        ("--kv-cache-boundary-align-tokens", args.kv_cache_boundary_align_tokens),
+    ];
+    for (flag, _) in numbers.iter().filter(|(_, number)| number.is_some()) {
+        tell(&format!("{flag} has no effect: prompts are stored page by page as they are read"));
+    }
+    if args.tool_memory_max_ids.is_some() {
+        tell("--tool-memory-max-ids has no effect: what calls are remembered by has a bound in bytes");
     }
 }
 
