@@ -40,6 +40,8 @@ pub(super) struct Running {
     looked: usize,
     /// Tokens that are on disk, or will be.
     pub saved: usize,
+    /// Its reader had to catch up when it was last asked what it could take.
+    pub paused: bool,
     cached: usize,
     started: Instant,
     answering: Option<Instant>,
@@ -57,23 +59,12 @@ pub(super) struct Start {
 }
 
 impl Running {
-    /// Goes on from what was found.
-    pub fn start(
-        engine: &Engine,
-        start: Start,
-        found: Found,
-    ) -> Result<Self, (Reply, EngineError)> {
+    /// Goes on from what was found, of which `cache` is.
+    pub fn start(start: Start, found: Found, cache: Cache) -> Self {
         let Start { id, namespace, prompt: tokens, landmarks, max_tokens, chooser, reply } = start;
         let Found { frontier: base, saved, shared } = found;
-        let mut cache = match engine.model.new_cache() {
-            Ok(cache) => cache,
-            Err(error) => return Err((reply, error.into())),
-        };
-        if let Err(error) = rewind(&mut cache, base.as_ref()) {
-            return Err((reply, error));
-        }
         let cached = cache.len();
-        Ok(Self {
+        Self {
             id,
             namespace,
             stops: stops(cached, shared, tokens.len(), landmarks),
@@ -86,10 +77,11 @@ impl Running {
             base,
             looked: cached,
             saved,
+            paused: false,
             cached,
             started: Instant::now(),
             answering: None,
-        })
+        }
     }
 
     pub fn generated(&self) -> usize {
@@ -107,7 +99,8 @@ impl Running {
 
     /// What it could take of a forward pass; nothing while its reader has to catch up.
     pub fn wish(&mut self) -> Wish {
-        if self.reply.is_behind() {
+        self.paused = self.reply.is_behind();
+        if self.paused {
             return Wish { remaining: 0, until_stop: 0 };
         }
         let at = self.cache.len();
@@ -185,6 +178,13 @@ impl Running {
             decode: self.answering.map_or(Duration::ZERO, |first| first.elapsed()),
         }
     }
+}
+
+/// The cache that a job begins with.
+pub(super) fn first_cache(engine: &Engine, found: &Found) -> Result<Cache, EngineError> {
+    let mut cache = engine.model.new_cache()?;
+    rewind(&mut cache, found.frontier.as_ref())?;
+    Ok(cache)
 }
 
 /// Makes an empty cache that of a kept state, or of its first tokens.

@@ -51,7 +51,7 @@ pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
 #[non_exhaustive]
 pub enum SaveError {
     /// The system refused.
-    #[error(transparent)]
+    #[error("{0}; {to_do}", to_do = advice(.0))]
     Io(#[from] io::Error),
     /// Another process has kept the folder to itself for too long.
     #[error("another process is writing to it; the next save tries again")]
@@ -93,6 +93,20 @@ pub enum SaveError {
     /// The bytes could not be had.
     #[error("the rows cannot be read: {0}")]
     Source(SourceError),
+}
+
+/// What can be done about it.
+fn advice(error: &io::Error) -> &'static str {
+    use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    match error.kind() {
+        StorageFull | QuotaExceeded => {
+            "free some space, or name a folder on another disk with --kv-disk-dir"
+        }
+        ReadOnlyFilesystem | PermissionDenied => {
+            "make the folder writable, or name another one with --kv-disk-dir"
+        }
+        _ => "look into the system's log for the disk's errors",
+    }
 }
 
 /// Why a hit cannot be used after all; the next lookup finds what is left without it.

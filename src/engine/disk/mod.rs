@@ -15,7 +15,7 @@ use super::job::{Attach, Namespace};
 use super::prefixes::Found;
 use super::Engine;
 use crate::cache::image::{ImageError, ImageLayout};
-use crate::cache::store::{self, Fingerprint, Hit, OpenError, Settings, Store};
+use crate::cache::store::{Fingerprint, Hit, OpenError, Settings, Store};
 use crate::config::Config;
 use crate::gguf::{self, Gguf};
 use crate::tokenizer::Tokenizer;
@@ -42,15 +42,6 @@ pub enum StoreError {
     /// The model's shape.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// The model's shape.
-    #[error(
-        "states of this model come in pages of {found} tokens, and a store has pages of {}",
-        store::PAGE_TOKENS
-    )]
-    Page {
-        /// Tokens.
-        found: usize,
-    },
     /// The folder.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -68,9 +59,6 @@ pub fn open_store(
     budget: u64,
 ) -> Result<Store, StoreError> {
     let layout = ImageLayout::new(engine.model().config())?;
-    if layout.page_tokens() != store::PAGE_TOKENS {
-        return Err(StoreError::Page { found: layout.page_tokens() });
-    }
     let device = match engine.model().device() {
         Device::Cpu => "cpu",
         Device::Cuda(_) => "cuda",
@@ -78,7 +66,12 @@ pub fn open_store(
     };
     let shape: String = layout.fingerprint().iter().map(|byte| format!("{byte:02x}")).collect();
     let fingerprint = Fingerprint::of(gguf)?.with(device).with(&shape);
-    Ok(Store::open(folder, Settings { budget, ..Settings::new(fingerprint, layout.page_bytes()) })?)
+    let settings = Settings {
+        page_tokens: layout.page_tokens(),
+        budget,
+        ..Settings::new(fingerprint, layout.page_bytes())
+    };
+    Ok(Store::open(folder, settings)?)
 }
 
 /// A store at work.
