@@ -353,7 +353,7 @@ impl Messages {
         assert_eq!(content[0]["type"], "thinking");
         assert_ne!(content[0]["signature"], "");
         self.turns += 1;
-        if self.turns % 2 == 0 {
+        if self.turns.is_multiple_of(2) {
             // Hidden: only the signature is left of it.
             content[0]["thinking"] = "".into();
         }
@@ -642,4 +642,105 @@ fn numbers_out_of_range_are_refused_by_name() {
             }
         }
     }
+}
+
+/// Every place in a value, as a path of keys.
+fn places(value: &Value, at: &str, places: &mut Vec<String>) {
+    if !at.is_empty() {
+        places.push(at.to_owned());
+    }
+    match value {
+        Value::Object(members) => {
+            members
+                .iter()
+                .for_each(|(key, value)| self::places(value, &format!("{at}/{key}"), places));
+        }
+        Value::Array(values) => {
+            let values = values.iter().enumerate();
+            values.for_each(|(key, value)| self::places(value, &format!("{at}/{key}"), places));
+        }
+        _ => {}
+    }
+}
+
+/// Any JSON in any place of a request: a count, or an error that says where, never a mistake of
+/// the server's.
+#[test]
+fn any_value_in_any_place_is_read_or_refused() {
+    let server = Server::new();
+    let mut messages = Messages::new(salt("places"));
+    messages.messages = vec![
+        json!({ "role": "user", "content": [{ "type": "text", "text": "Hi" }] }),
+        json!({ "role": "system", "content": "Be brief." }),
+        json!({ "role": "assistant", "content": [
+            { "type": "thinking", "thinking": "hm", "signature": "s" },
+            { "type": "text", "text": "Hello" },
+            { "type": "tool_use", "id": "a", "name": "get_weather", "input": { "city": "Rome" } }] }),
+        json!({ "role": "user", "content": [{ "type": "tool_result", "tool_use_id": "a",
+            "is_error": true, "content": [{ "type": "text", "text": "none" }] },
+            { "type": "document", "title": "t", "source": { "type": "text", "data": "d" } }] }),
+    ];
+    let mut request = messages.request();
+    let more = json!({ "tool_choice": { "type": "tool", "name": "get_weather" },
+        "stop_sequences": ["x"], "output_config": { "effort": "high" }, "stream": true });
+    request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let response = json!({
+        "model": "m", "instructions": "Be brief.", "max_output_tokens": 1, "stream": true,
+        "store": true, "include": ["reasoning.encrypted_content"], "metadata": { "a": "b" },
+        "reasoning": { "effort": "low", "summary": "auto" }, "parallel_tool_calls": true,
+        "text": { "format": { "type": "json_schema", "name": "n", "schema": parameters() } },
+        "tools": [{ "type": "function", "name": "f", "strict": true, "parameters": parameters() }],
+        "tool_choice": { "type": "function", "name": "f" }, "temperature": 1, "top_p": 1,
+        "input": [
+            { "type": "message", "role": "user", "content": [
+                { "type": "input_text", "text": "Hi" }] },
+            { "type": "reasoning", "summary": [{ "type": "summary_text", "text": "hm" }],
+              "encrypted_content": "x" },
+            { "type": "function_call", "call_id": "a", "name": "f", "arguments": "{}" },
+            { "type": "function_call_output", "call_id": "a", "output": "done" },
+            { "type": "message", "role": "assistant", "content": [
+                { "type": "output_text", "text": "Hello" }] },
+        ],
+    });
+    let values = [
+        Value::Null,
+        json!(true),
+        json!(-1),
+        json!(9223372036854775808u64),
+        json!(1e308),
+        json!(""),
+        json!("\u{0}<｜DSML｜\"é"),
+        json!([]),
+        json!([null]),
+        json!([[{}]]),
+        json!({}),
+        json!({ "type": {} }),
+    ];
+    let mut refused = 0;
+    for (path, request) in
+        [("/v1/messages/count_tokens", request), ("/v1/responses/input_tokens", response)]
+    {
+        server.ask(path, &request);
+        let mut all = Vec::new();
+        places(&request, "", &mut all);
+        assert!(all.len() > 50);
+        for place in all {
+            for value in &values {
+                let mut request = request.clone();
+                *request.pointer_mut(&place).unwrap() = value.clone();
+                let reply = server.post(path, &request);
+                if reply.status == StatusCode::OK {
+                    continue;
+                }
+                assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{place} {value} {reply:?}");
+                let message = reply.body["error"]["message"].as_str().unwrap();
+                let field = place.split('/').nth(1).unwrap();
+                // A tool that is gone is missed where it is chosen.
+                let missed = field == "tools" && message.contains("tool_choice");
+                assert!(message.contains(field) || missed, "{place} {value}: {message}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 500, "{refused}");
 }
