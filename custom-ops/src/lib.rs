@@ -14,6 +14,8 @@ mod kv;
 mod matmul;
 mod matrix;
 mod ragged;
+#[cfg(cuda_kernels)]
+mod repack;
 mod rms_norm;
 mod rope;
 mod rounding;
@@ -27,7 +29,9 @@ pub use embed::embed;
 pub use experts::{experts, Mlp};
 pub use hyper_connection::{hyper_collapse, hyper_expand, hyper_head_mix, hyper_mix, MixParams};
 pub use indexer::{select_rows, NO_ROW};
-pub use kv::{BytesError, NotARow, NotPackable, Ring, RowFormat, Rows, PAGE_TOKENS};
+pub use kv::{
+    append_rows, write_rings, BytesError, NotARow, NotPackable, Ring, RowFormat, Rows, PAGE_TOKENS,
+};
 pub use matmul::{grouped_matmul, matmul};
 pub use matrix::Matrix;
 pub use ragged::{Ragged, Span};

@@ -4,12 +4,19 @@ use bytes::Bytes;
 use candle_core::{bail, DType, Device, Result, Tensor};
 
 use crate::blocks::Format;
+#[cfg(cuda_kernels)]
+use crate::device::cuda::{Gpu, Packed, Planes, Weight};
 use crate::device::host;
+
+/// What addresses of weights are multiples of, for kernels that load four floats at once.
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+pub(crate) const METAL_ALIGN: usize = 16;
 
 /// A weight `[rows, cols]`, or `[stack, rows, cols]`, in one block format.
 ///
 /// On the CPU the blocks stay where they are, in a memory-mapped file for instance: cloning copies
-/// no weights, and no alignment is asked for.
+/// no weights, and no alignment is asked for. On a GPU they are taken apart and laid out anew when they
+/// are uploaded.
 #[derive(Clone)]
 pub struct Matrix {
     format: Format,
@@ -18,11 +25,18 @@ pub struct Matrix {
     cols: usize,
     row_bytes: usize,
     data: Data,
+    /// The same for emulated kernels, once one has asked for it.
+    #[cfg(feature = "cuda-emulator")]
+    emulated: std::sync::Arc<std::sync::OnceLock<Packed>>,
 }
 
 #[derive(Clone)]
 enum Data {
     Host(Bytes),
+    #[cfg(feature = "metal")]
+    Metal(crate::device::metal::MetalWeights),
+    #[cfg(feature = "cuda")]
+    Cuda(std::sync::Arc<Packed>),
 }
 
 /// All rows of a weight in host memory, matrix after matrix.
@@ -61,7 +75,64 @@ impl Matrix {
             let len = bytes.len();
             bail!("a {format} weight [{stack}, {rows}, {cols}] takes {wanted} bytes, got {len}");
         }
-        Ok(Self { format, stack, rows, cols, row_bytes, data: Data::Host(bytes) })
+        Ok(Self {
+            format,
+            stack,
+            rows,
+            cols,
+            row_bytes,
+            data: Data::Host(bytes),
+            #[cfg(feature = "cuda-emulator")]
+            emulated: std::sync::Arc::default(),
+        })
+    }
+
+    /// The same weight on the GPU of `loader`, which must be told to finish before a kernel reads it.
+    /// A weight that is not in host memory stays where it is.
+    ///
+    /// # Errors
+    /// If the GPU has no memory left, or fails.
+    #[cfg(feature = "cuda")]
+    pub fn to_cuda(&self, loader: &mut crate::device::cuda::Loader) -> Result<Self> {
+        let Data::Host(bytes) = &self.data else { return Ok(self.clone()) };
+        let packed = loader.upload(self.planes()?, bytes)?;
+        Ok(Self { data: Data::Cuda(std::sync::Arc::new(packed)), ..self.clone() })
+    }
+
+    /// Bytes that this weight takes in the memory of a CUDA device.
+    ///
+    /// # Errors
+    /// If its shape is too large for kernels.
+    #[cfg(feature = "cuda")]
+    pub fn cuda_bytes(&self) -> Result<usize> {
+        Ok(self.planes()?.bytes)
+    }
+
+    #[cfg(cuda_kernels)]
+    fn planes(&self) -> Result<Planes> {
+        Planes::new(self.format, self.stack, self.rows, self.cols)
+    }
+
+    /// The weight as a parameter of a kernel on `gpu`.
+    ///
+    /// # Errors
+    /// If it is not there.
+    #[cfg(cuda_kernels)]
+    pub(crate) fn cuda(&self, op: &'static str, gpu: &Gpu) -> Result<Weight> {
+        match (&self.data, gpu) {
+            #[cfg(feature = "cuda-emulator")]
+            (Data::Host(bytes), Gpu::Emulated) => {
+                if let Some(packed) = self.emulated.get() {
+                    return packed.weight(op, gpu);
+                }
+                let packed = Packed::on_host(self.planes()?, bytes)?;
+                self.emulated.get_or_init(|| packed).weight(op, gpu)
+            }
+            #[cfg(feature = "cuda")]
+            (Data::Cuda(packed), _) => packed.weight(op, gpu),
+            #[cfg(feature = "cuda")]
+            _ => bail!("{op}: the weight is in host memory, the activations are on a GPU"),
+        }
     }
 
     /// An F32 weight with the values of a CPU tensor `[rows, cols]` or `[stack, rows, cols]`, f32.
@@ -107,6 +178,10 @@ impl Matrix {
     pub fn byte_len(&self) -> usize {
         match &self.data {
             Data::Host(bytes) => bytes.len(),
+            #[cfg(feature = "metal")]
+            Data::Metal(weights) => weights.len(),
+            #[cfg(feature = "cuda")]
+            Data::Cuda(packed) => packed.planes().bytes,
         }
     }
 
@@ -114,7 +189,25 @@ impl Matrix {
     pub fn bytes(&self) -> Option<&Bytes> {
         match &self.data {
             Data::Host(bytes) => Some(bytes),
+            #[cfg(feature = "metal")]
+            Data::Metal(_) => None,
+            #[cfg(feature = "cuda")]
+            Data::Cuda(_) => None,
         }
+    }
+
+    /// The same weight where an Apple GPU reads it. Blocks that are part of a memory `mapped` file
+    /// are not copied: the GPU reads the map, and only pages that it touches come into memory.
+    ///
+    /// # Errors
+    /// If the blocks are not in host memory, do not begin at a multiple of 16, or the device refuses.
+    #[cfg(feature = "metal")]
+    pub fn to_metal(&self, device: &candle_core::MetalDevice, mapped: bool) -> Result<Self> {
+        let Some(bytes) = self.bytes() else {
+            bail!("a weight is on the GPU already");
+        };
+        let weights = crate::device::metal::MetalWeights::new(bytes, mapped, device)?;
+        Ok(Self { data: Data::Metal(weights), ..self.clone() })
     }
 
     /// All values as an f32 CPU tensor: `[rows, cols]`, or `[stack, rows, cols]` of a stack other
@@ -123,7 +216,7 @@ impl Matrix {
     /// # Errors
     /// If the blocks are not in host memory.
     pub fn dequantize(&self) -> Result<Tensor> {
-        let Data::Host(bytes) = &self.data;
+        let bytes = self.blocks("dequantize")?;
         let mut values = vec![0.0; self.stack * self.rows * self.cols];
         self.format.decode(bytes, &mut values)?;
         match self.stack {
@@ -132,13 +225,62 @@ impl Matrix {
         }
     }
 
+    /// The blocks as a kernel's buffer.
+    ///
+    /// # Errors
+    /// If they are on another device, or begin at an address that no kernel reads at.
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    pub(crate) fn metal(&self, op: &'static str) -> Result<crate::device::metal::Binding<'_>> {
+        match &self.data {
+            #[cfg(feature = "metal-emulator")]
+            Data::Host(bytes) if crate::device::metal::emulating() => {
+                let address = bytes.as_ptr() as usize;
+                if address % METAL_ALIGN != 0 {
+                    bail!("{op}: a weight at {address:#x}, kernels read at multiples of {METAL_ALIGN}");
+                }
+                Ok(crate::device::metal::Binding::bytes(bytes))
+            }
+            #[cfg(feature = "metal")]
+            Data::Metal(weights) => Ok(weights.binding()),
+            #[allow(unreachable_patterns, reason = "which are left depends on the features")]
+            _ => bail!("{op}: a weight is in host memory, the activations on the device"),
+        }
+    }
+
+    /// Refuses rows that kernels do not read: they take eight values at a time.
+    ///
+    /// # Errors
+    /// If the columns are no multiple of 8.
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    pub(crate) fn check_metal_columns(&self, op: &'static str) -> Result<()> {
+        match self.cols % 8 {
+            0 => Ok(()),
+            _ => {
+                bail!("{op}: Metal kernels have rows of multiples of 8 columns, not {}", self.cols)
+            }
+        }
+    }
+
+    /// Bytes of one row.
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+
     /// The blocks as one matrix `[stack · rows, cols]`, for an op's CPU implementation.
     ///
     /// # Errors
     /// If the blocks are not in host memory.
-    pub(crate) fn host(&self, _op: &'static str) -> Result<HostMatrix<'_>> {
-        let Data::Host(bytes) = &self.data;
+    pub(crate) fn host(&self, op: &'static str) -> Result<HostMatrix<'_>> {
+        let bytes = self.blocks(op)?;
         Ok(HostMatrix { format: self.format, row_bytes: self.row_bytes, bytes })
+    }
+
+    fn blocks(&self, op: &'static str) -> Result<&Bytes> {
+        match self.bytes() {
+            Some(bytes) => Ok(bytes),
+            None => bail!("{op}: the weight is on a GPU, host memory is needed"),
+        }
     }
 }
 

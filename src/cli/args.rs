@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use super::place::Place;
+
 const AFTER_HELP: &str = "Without a prompt, on a terminal: a chat. All flags: ds4 --help";
 
 const AFTER_LONG_HELP: &str = "\
@@ -157,6 +159,99 @@ pub enum Command {
     /// Write a model of the full shape with random weights, for measurements
     #[command(hide = true)]
     Synth(SynthArgs),
+    /// Measure how fast prompts are read and answers written, at growing context
+    Bench(BenchArgs),
+}
+
+/// Where to run.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub struct DeviceArgs {
+    /// auto, cpu, cuda, cuda:N or metal [default: auto, the best that is there]
+    #[arg(long, value_name = "NAME", hide_short_help = true)]
+    #[arg(conflicts_with_all = ["backend", "cpu", "cuda", "metal"])]
+    pub device: Option<Place>,
+
+    /// The same as --device
+    #[arg(long, value_enum, value_name = "NAME", hide_short_help = true)]
+    #[arg(conflicts_with_all = ["cpu", "cuda", "metal"])]
+    pub backend: Option<BackendName>,
+
+    /// The same as --device cpu
+    #[arg(long, hide_short_help = true, conflicts_with_all = ["cuda", "metal"])]
+    pub cpu: bool,
+
+    /// The same as --device cuda
+    #[arg(long, hide_short_help = true, conflicts_with = "metal")]
+    pub cuda: bool,
+
+    /// The same as --device metal
+    #[arg(long, hide_short_help = true)]
+    pub metal: bool,
+}
+
+/// What to measure.
+///
+/// The prompt is read in steps; after each, tokens are generated from there (the likeliest ones, the end
+/// of an answer left out) and taken back. One line of CSV for each step: the context, the tokens read
+/// since the step before and how many a second, the tokens generated and how many a second, the bytes of
+/// the caches, and what of a memory copy's bandwidth decoding reached.
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    /// GGUF file, or else $DS4_MODEL, ds4flash.gguf, a demo
+    #[arg(short, long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Text to read [default: made-up text]
+    #[arg(long, value_name = "FILE", conflicts_with = "chat_prompt_file")]
+    pub prompt_file: Option<PathBuf>,
+    /// Text to read as a question, after the system prompt
+    #[arg(long, value_name = "FILE")]
+    pub chat_prompt_file: Option<PathBuf>,
+    /// System prompt of --chat-prompt-file (also: -sys)
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(default_value = "You are a helpful assistant")]
+    pub system: String,
+    /// First context, in tokens
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    pub ctx_start: usize,
+    /// Last context
+    #[arg(long, value_name = "N", default_value_t = 32_768)]
+    pub ctx_max: usize,
+    /// Tokens that there must be room for [default: as many as are used]
+    #[arg(long, value_name = "N")]
+    pub ctx_alloc: Option<usize>,
+    /// From one context to the next: times this, if above 1
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub step_mul: f64,
+    /// From one context to the next: plus this
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    pub step_incr: usize,
+    /// Tokens to generate at each context
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub gen_tokens: usize,
+    /// Sequences that generate at once
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub batch: usize,
+    /// Tokens read at a time [default: 512, on a GPU 4096]
+    #[arg(long, value_name = "N")]
+    pub chunk: Option<usize>,
+    /// Write the table there instead of on standard output
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// All numbers as one JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// Draw a chart
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Show where the time of a step goes, at the last context
+    #[arg(long)]
+    pub profile: bool,
+    /// Threads that compute [default: one per core]
+    #[arg(short, long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Where to run.
+    #[command(flatten)]
+    pub place: DeviceArgs,
 }
 
 /// What to quantise, and how.
@@ -317,22 +412,9 @@ pub struct TalkArgs {
     #[arg(short, long, value_name = "N", hide_short_help = true)]
     pub threads: Option<usize>,
 
-    /// Where to run [default: the best that is built in]
-    #[arg(long, value_enum, value_name = "NAME", hide_short_help = true)]
-    #[arg(conflicts_with_all = ["cpu", "cuda", "metal"])]
-    pub backend: Option<BackendName>,
-
-    /// The same as --backend cpu
-    #[arg(long, hide_short_help = true, conflicts_with_all = ["cuda", "metal"])]
-    pub cpu: bool,
-
-    /// The same as --backend cuda
-    #[arg(long, hide_short_help = true, conflicts_with = "metal")]
-    pub cuda: bool,
-
-    /// The same as --backend metal
-    #[arg(long, hide_short_help = true)]
-    pub metal: bool,
+    /// Where to run.
+    #[command(flatten)]
+    pub place: DeviceArgs,
 
     /// Print the prompt's token ids and pieces instead of answering it
     #[arg(long, hide_short_help = true)]

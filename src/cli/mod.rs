@@ -4,6 +4,7 @@
 //! failing exit says on standard error what, where, why, and what to do.
 
 mod args;
+pub mod bench;
 mod block;
 mod cache;
 mod chat;
@@ -22,6 +23,7 @@ mod meter;
 mod model_path;
 mod options;
 pub mod perplexity;
+mod place;
 mod progress;
 pub mod pull;
 pub mod quantize;
@@ -126,6 +128,10 @@ fn perform(work: Work) -> Result<(), Failure> {
             &mut io::stdout().lock(),
         )
         .map_err(input),
+        Work::Bench { model, device, bench } => {
+            let engine = session::open_engine(&model, &device)?;
+            bench.run(&engine, &mut io::stdout().lock(), &mut terminal::note).map_err(input)
+        }
         Work::DumpTokens(prompt, options) => chat::dump_tokens(prompt, &options),
         Work::Answer(prompt, options) => {
             interrupt::listen(options.terminal.stderr && options.terminal.styles)?;

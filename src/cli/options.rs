@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 
-use super::args::{Args, BackendName, Command, QuantizeArgs, SynthArgs, TalkArgs};
+use super::args::{Args, BenchArgs, Command, QuantizeArgs, SynthArgs, TalkArgs};
+use super::bench::{Bench, Prompt};
 use super::cache::CacheArgs;
 use super::connect::Connect;
 use super::failure::Failure;
 use super::model_path::ModelPath;
+use super::place::Place;
 use super::terminal::{tell, Terminal};
 use crate::cache::store::default_folder;
 use crate::prompt::{Thinking, Tool};
@@ -94,6 +96,15 @@ pub enum Work {
     Cache(CacheArgs),
     /// Make up a model.
     Synth(SynthArgs),
+    /// Measure speed.
+    Bench {
+        /// Which model.
+        model: ModelPath,
+        /// Where it runs.
+        device: Device,
+        /// What is measured.
+        bench: Box<Bench>,
+    },
     /// Answer one prompt.
     Answer(String, Box<Options>),
     /// Show the tokens of one prompt.
@@ -156,6 +167,14 @@ impl Work {
                 }
                 Command::Cache(what) => Ok(Self::Cache(what)),
                 Command::Synth(what) => Ok(Self::Synth(what)),
+                Command::Bench(args) => {
+                    let bench = Box::new(Bench::resolve(&args)?);
+                    if let Some(threads) = args.threads {
+                        use_threads(threads)?;
+                    }
+                    let device = Place::of(&args.place).open()?;
+                    Ok(Self::Bench { model: model_path(args.model.as_deref()), device, bench })
+                }
                 Command::Logits { model, tokens, chunks, output } => {
                     Ok(Self::Logits { model: model_path(model.as_deref()), tokens, chunks, output })
                 }
@@ -216,7 +235,7 @@ impl Options {
         })?;
         Ok(Self {
             model: model_path(talk.model.as_deref()),
-            device: device(talk.backend, talk.cpu, talk.cuda, talk.metal)?,
+            device: Place::of(&talk.place).open()?,
             system: Some(talk.system.clone()).filter(|system| !system.is_empty()),
             max_tokens: talk.tokens,
             context: talk.ctx,
@@ -332,31 +351,35 @@ pub fn use_threads(threads: usize) -> Result<(), Failure> {
     })
 }
 
-/// The device that flags ask for.
-///
-/// # Errors
-/// It is not built in.
-pub fn device(
-    backend: Option<BackendName>,
-    cpu: bool,
-    cuda: bool,
-    metal: bool,
-) -> Result<Device, Failure> {
-    let typed = match (backend, cpu, cuda, metal) {
-        (Some(backend), ..) => Some(backend),
-        (_, _, true, _) => Some(BackendName::Cuda),
-        (.., true) => Some(BackendName::Metal),
-        _ => None,
-    };
-    let name = match typed {
-        None | Some(BackendName::Cpu) => return Ok(Device::Cpu),
-        Some(BackendName::Cuda) => "cuda",
-        Some(BackendName::Metal) => "metal",
-    };
-    Err(Failure::Input(format!(
-        "--backend {name}: this version computes on the CPU only; use --backend cpu, or leave the \
-         flag out"
-    )))
+impl Bench {
+    fn resolve(args: &BenchArgs) -> Result<Self, Failure> {
+        let prompt = match (&args.prompt_file, &args.chat_prompt_file) {
+            (Some(file), _) => Prompt::Text(read_text(file)?),
+            (_, Some(file)) => Prompt::Chat {
+                text: read_text(file)?,
+                system: Some(args.system.clone()).filter(|system| !system.is_empty()),
+            },
+            _ => Prompt::Synthetic,
+        };
+        let bench = Self {
+            prompt,
+            ctx_start: args.ctx_start,
+            ctx_max: args.ctx_max,
+            ctx_alloc: args.ctx_alloc,
+            step_mul: args.step_mul,
+            step_incr: args.step_incr,
+            gen_tokens: args.gen_tokens,
+            batch: args.batch,
+            chunk: args.chunk,
+            csv: args.csv.clone(),
+            json: args.json,
+            svg: args.svg.clone(),
+            profile: args.profile,
+        };
+        // A mistake is known before a model is loaded.
+        bench.frontiers().map_err(|error| Failure::Input(error.to_string()))?;
+        Ok(bench)
+    }
 }
 
 #[cfg(test)]

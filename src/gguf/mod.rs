@@ -83,6 +83,7 @@ pub const MAX_HEADER_BYTES: usize = 64 << 20;
 pub struct Gguf {
     header: Header,
     file: Bytes,
+    mapped: bool,
 }
 
 impl Gguf {
@@ -97,7 +98,7 @@ impl Gguf {
     /// missing at the end.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
-        in_file(path, || Self::from_bytes(map::map(path)?))
+        in_file(path, || Ok(Self { mapped: true, ..Self::from_bytes(map::map(path)?)? }))
     }
 
     /// Parses a file that is in memory already.
@@ -107,7 +108,7 @@ impl Gguf {
     pub fn from_bytes(file: Bytes) -> Result<Self, Error> {
         let header = Header::parse(&file)?;
         header.check_complete(file.len() as u64)?;
-        Ok(Self { header, file })
+        Ok(Self { header, file, mapped: false })
     }
 
     /// The header.
@@ -159,6 +160,11 @@ impl Gguf {
                 expected: info.end(),
             }),
         }
+    }
+
+    /// Whether the file is mapped into memory: its pages are whole, and a device may read them in place.
+    pub fn is_mapped(&self) -> bool {
+        self.mapped
     }
 
     /// The whole file, for callers that hand the map to a device in one piece.

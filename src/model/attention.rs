@@ -132,9 +132,7 @@ impl Attention {
             batch,
             ws,
         )?;
-        for (cache, span) in caches.iter().zip(batch.spans()) {
-            cache.window.write(&kv, span)?;
-        }
+        ops::write_rings(&[(windows, &kv)], batch)?;
         // Values were rotated with their keys; the query's angle is taken back from their sum.
         ops::rope(&heads, &self.rope, batch.positions(), Turn::Inverse)?;
         let low = self.output_a.forward_grouped(&heads.flatten_from(1)?, self.output_groups, ws)?;

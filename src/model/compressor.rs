@@ -85,7 +85,7 @@ impl Compressor {
         &self,
         xs: &Tensor,
         step: Step<'_>,
-        mut caches: Vec<&mut CompressorCache>,
+        caches: Vec<&mut CompressorCache>,
     ) -> Result<()> {
         let Step { batch, ws, .. } = step;
         let values = self.values.forward(xs, ws)?;
@@ -98,14 +98,10 @@ impl Compressor {
         ops::rope(&rows, &self.rope, &positions, Turn::Forward)?;
         self.rounding.apply(&rows)?;
 
-        let mut from = 0;
-        for (cache, span) in caches.iter_mut().zip(batch.spans()) {
-            let ended = span.windows(self.pooling.ratio).len();
-            cache.rows.append(&rows, from, ended)?;
-            cache.state.values.write(&values, span)?;
-            cache.state.gates.write(&gates, span)?;
-            from += ended;
-        }
-        Ok(())
+        let past_values = states.iter().map(|state| &state.values).collect();
+        let past_gates = states.iter().map(|state| &state.gates).collect();
+        ops::write_rings(&[(past_values, &values), (past_gates, &gates)], batch)?;
+        let lists = caches.into_iter().map(|cache| &mut cache.rows).collect();
+        ops::append_rows(lists, &rows, batch, self.pooling.ratio)
     }
 }

@@ -1,10 +1,12 @@
 //! Attention over a sliding window and compressed rows, with a sink per head.
 
 mod cpu;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use crate::device::{host, host_mut, Workspace};
+use crate::device::{host, host_mut, timed, Workspace};
 use crate::kv::{Ring, Rows};
 use crate::ragged::{Ragged, Span};
 
@@ -80,8 +82,44 @@ pub fn sink_attention(
         }
     }
     let out = ws.f32((tokens, heads, dim))?;
-    out.inplace_op1(&Attend { q, kv, windows, window, compressed, sinks, scale, batch })?;
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    let partial = metal::partial_results(heads, window, compressed.as_ref(), batch, ws)?;
+    let attend = Attend {
+        q,
+        kv,
+        windows,
+        window,
+        compressed,
+        sinks,
+        scale,
+        batch,
+        #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+        partial,
+    };
+    timed(
+        &out,
+        || Ok(("attention".to_owned(), read_bytes(dim, window, compressed, batch))),
+        || out.inplace_op1(&attend),
+    )?;
     Ok(out)
+}
+
+/// Bytes of the rows that the last token of each sequence attends to.
+fn read_bytes(dim: usize, window: usize, compressed: Option<Compressed>, batch: &Ragged) -> usize {
+    let of_window = |end: usize| end.min(window) * dim * 4;
+    let of_rows = |sequence: usize, end: usize| match compressed {
+        Some(Compressed { rows, selection }) => {
+            let rows = rows[sequence];
+            let count = match selection {
+                Selection::Visible { ratio } => end / ratio,
+                Selection::Chosen(ids) => rows.len().min(ids.dim(1).unwrap_or(0)),
+            };
+            rows.bytes_of(count)
+        }
+        None => 0,
+    };
+    let spans = batch.spans().iter().map(|span| span.end()).enumerate();
+    spans.map(|(sequence, end)| of_window(end) + of_rows(sequence, end)).sum()
 }
 
 struct Attend<'a> {
@@ -93,6 +131,9 @@ struct Attend<'a> {
     sinks: &'a Tensor,
     scale: f32,
     batch: &'a Ragged,
+    /// Where the shares of a token's rows wait to be joined.
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    partial: Tensor,
 }
 
 impl InplaceOp1 for Attend<'_> {
@@ -100,7 +141,10 @@ impl InplaceOp1 for Attend<'_> {
         "attention"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let (_, heads, dim) = self.q.dims3()?;
         let q = host::<f32>(self.name(), self.q)?;

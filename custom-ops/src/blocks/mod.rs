@@ -52,6 +52,20 @@ impl Format {
         }
     }
 
+    /// What kernels are called by.
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    pub(crate) fn kernel_name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+            Self::Q8_0 => "q8_0",
+            Self::Q2K => "q2_k",
+            Self::Q4K => "q4_k",
+            Self::Iq2Xxs => "iq2_xxs",
+        }
+    }
+
     /// Values in a block.
     pub fn block_len(self) -> usize {
         match self {
@@ -140,6 +154,12 @@ impl std::fmt::Display for Format {
 #[inline(always)]
 fn half_at<const BYTES: usize>(block: &[u8; BYTES], at: usize) -> f32 {
     half::f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// The codes of IQ2_XXS's grid, to compare other copies with.
+#[cfg(all(test, any(feature = "metal", feature = "metal-emulator")))]
+pub(crate) fn iq2_xxs_codes() -> &'static [u16; 256] {
+    &iq2_xxs::CODES
 }
 
 #[cfg(test)]

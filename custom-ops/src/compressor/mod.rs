@@ -1,10 +1,18 @@
 //! Pooling a window of tokens into one row, with learned weights per channel.
 
 mod cpu;
+#[cfg(cuda_kernels)]
+mod cuda;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use crate::device::{host, host_mut, Workspace};
+#[cfg(feature = "cuda-emulator")]
+use crate::device::cuda::emulating;
+#[cfg(cuda_kernels)]
+use crate::device::cuda::Target;
+use crate::device::{host, host_mut, timed, Workspace};
 use crate::kv::Ring;
 use crate::ragged::Ragged;
 
@@ -49,7 +57,8 @@ pub struct PoolState {
 
 /// One row for each window that ends in this batch: `e_w = Σ_j softmax_j(z_j + ape_j) · u_j`,
 /// channel by channel, over the window's tokens `j` (and the tokens of the window before, see
-/// [`Pooling::overlap`]; before the first window there is nothing).
+/// [`Pooling::overlap`]; before the first window there is nothing). A [`Ragged::fixed`] batch has one row
+/// for each sequence, which is zero where no window ends.
 ///
 /// Shapes: `values` (u) and `gates` (z) `[tokens, width]` f32 · `ape` `[ratio, width]` f32, by
 /// position within the window · `states` one for each sequence → `[rows, dim]`, sequence by
@@ -85,10 +94,14 @@ pub fn pool(
         bail!("pool: a state of {} tokens, {} needed", state.values.slots(), pooling.reach());
     }
     let dim = if pooling.overlap { width / 2 } else { width };
-    let rows = batch.spans().iter().map(|span| span.windows(pooling.ratio).len()).sum::<usize>();
+    let rows = batch.window_rows(pooling.ratio);
     let out = ws.f32((rows, dim))?;
     if rows > 0 {
-        out.inplace_op1(&Pool { values, gates, ape, states, batch, pooling, width })?;
+        timed(
+            &out,
+            || Ok(("pool".to_owned(), 0)),
+            || out.inplace_op1(&Pool { values, gates, ape, states, batch, pooling, width }),
+        )?;
     }
     Ok(out)
 }
@@ -108,13 +121,24 @@ impl InplaceOp1 for Pool<'_> {
         "pool"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            return cuda::pool(self, Target::emulated(out, layout));
+        }
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let values = host::<f32>(self.name(), self.values)?;
         let gates = host::<f32>(self.name(), self.gates)?;
         let ape = host::<f32>(self.name(), self.ape)?;
         let mut rest = out;
-        for (span, state) in self.batch.spans().iter().zip(self.states) {
+        let dim = if self.pooling.overlap { self.width / 2 } else { self.width };
+        for (sequence, (span, state)) in self.batch.spans().iter().zip(self.states).enumerate() {
+            let rows = self.batch.window_rows_of(sequence, self.pooling.ratio);
+            let (own, after) = rest.split_at_mut(rows * dim);
+            rest = after;
             let past_values = host::<f32>(self.name(), state.values.data())?;
             let past_gates = host::<f32>(self.name(), state.gates.data())?;
             let tokens = cpu::Tokens {
@@ -126,9 +150,14 @@ impl InplaceOp1 for Pool<'_> {
                 width: self.width,
                 span: *span,
             };
-            rest = cpu::pool(&tokens, &ape, self.pooling, rest);
+            cpu::pool(&tokens, &ape, self.pooling, own).fill(0.0);
         }
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, out: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::pool(self, Target::cuda(out, layout))
     }
 }
 

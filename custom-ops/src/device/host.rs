@@ -46,7 +46,8 @@ pub(crate) fn host<'a, T: WithDType>(op: &'static str, tensor: &'a Tensor) -> Re
 }
 
 /// The element types that our ops write.
-pub(crate) trait Element: WithDType {
+pub trait Element: WithDType {
+    /// The values of a storage of this type.
     fn values_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
 }
 
@@ -72,6 +73,15 @@ impl Element for u32 {
     fn values_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
         match storage {
             CpuStorage::U32(values) => Some(values),
+            _ => None,
+        }
+    }
+}
+
+impl Element for i64 {
+    fn values_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::I64(values) => Some(values),
             _ => None,
         }
     }

@@ -1,10 +1,18 @@
 //! Rows of a table by index.
 
 mod cpu;
+#[cfg(cuda_kernels)]
+mod cuda;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use crate::device::{host, host_mut, Workspace};
+#[cfg(feature = "cuda-emulator")]
+use crate::device::cuda::emulating;
+#[cfg(cuda_kernels)]
+use crate::device::cuda::Target;
+use crate::device::{host, host_mut, timed, Workspace};
 use crate::Matrix;
 
 /// `out[t, s] = table[ids[t]]` for each of `streams` equal streams `s`.
@@ -19,7 +27,11 @@ pub fn embed(ids: &Tensor, table: &Matrix, streams: usize, ws: &Workspace) -> Re
         bail!("embed: needs a single table, got a stack [{stack}, {vocab}, {hidden}]");
     }
     let out = ws.f32((ids.dims1()?, streams, hidden))?;
-    out.inplace_op1(&Embed { ids, table, streams })?;
+    timed(
+        &out,
+        || Ok(("embed".to_owned(), 0)),
+        || out.inplace_op1(&Embed { ids, table, streams }),
+    )?;
     Ok(out)
 }
 
@@ -34,7 +46,14 @@ impl InplaceOp1 for Embed<'_> {
         "embed"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            return cuda::embed(self, Target::emulated(out, layout));
+        }
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let ids = host::<u32>(self.name(), self.ids)?;
         let vocab = self.table.rows();
@@ -46,6 +65,11 @@ impl InplaceOp1 for Embed<'_> {
         let table = self.table.host(self.name())?;
         cpu::embed(&ids, table, self.streams, self.table.cols(), out);
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, out: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::embed(self, Target::cuda(out, layout))
     }
 }
 

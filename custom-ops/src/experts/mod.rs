@@ -2,10 +2,12 @@
 
 mod cpu;
 mod groups;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use crate::device::{host, host_mut, Workspace};
+use crate::device::{host, host_mut, timed, Workspace};
 use crate::Matrix;
 
 /// The weights of a gated feed-forward network, or of a stack of them.
@@ -59,8 +61,31 @@ pub fn experts(
         bail!("experts: the clamp must be above 0, or infinite for none, got {clamp}");
     }
     let out = ws.f32((tokens, hidden))?;
-    out.inplace_op1(&Experts { x, routed, ids, weights, shared, clamp })?;
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    let scratch = metal::Scratch::new(routed, ids, shared, ws)?;
+    let network = Experts {
+        x,
+        routed,
+        ids,
+        weights,
+        shared,
+        clamp,
+        #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+        scratch,
+    };
+    timed(&out, || class_of(routed, ids, shared), || out.inplace_op1(&network))?;
     Ok(out)
+}
+
+/// Gate and up's format and down's, with the bytes of the experts that are chosen at all.
+fn class_of(routed: Mlp, ids: &Tensor, shared: Option<Mlp>) -> Result<(String, usize)> {
+    let mut chosen = ids.flatten_all()?.to_vec1::<u32>()?;
+    chosen.sort_unstable();
+    chosen.dedup();
+    let bytes = |mlp: Mlp| mlp.gate.byte_len() + mlp.up.byte_len() + mlp.down.byte_len();
+    let of_chosen = bytes(routed) / routed.gate.stack().max(1) * chosen.len();
+    let name = format!("experts {} / {}", routed.gate.format(), routed.down.format());
+    Ok((name, of_chosen + shared.map_or(0, bytes)))
 }
 
 /// Refuses weights that are not `[n, inter, hidden]`, twice, and `[n, hidden, inter]`.
@@ -87,6 +112,8 @@ struct Experts<'a> {
     weights: &'a Tensor,
     shared: Option<Mlp<'a>>,
     clamp: f32,
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    scratch: metal::Scratch,
 }
 
 impl InplaceOp1 for Experts<'_> {
@@ -94,7 +121,10 @@ impl InplaceOp1 for Experts<'_> {
         "experts"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let x = host::<f32>(self.name(), self.x)?;
         let ids = host::<u32>(self.name(), self.ids)?;

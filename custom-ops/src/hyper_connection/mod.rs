@@ -5,10 +5,18 @@
 //! `S'_k = post_k · y + Σ_j C[j][k] · S_j`. `pre`, `post` and `C` are computed from `S` itself.
 
 mod cpu;
+#[cfg(cuda_kernels)]
+mod cuda;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use crate::device::{host, host_mut, Workspace};
+#[cfg(feature = "cuda-emulator")]
+use crate::device::cuda::emulating;
+#[cfg(cuda_kernels)]
+use crate::device::cuda::Target;
+use crate::device::{host, host_mut, timed, Workspace};
 
 /// The constants of a mix.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,7 +65,11 @@ pub fn hyper_mix(
         bail!("hyper_mix: scale {:?}, base {:?} for {width} values", scale.dims(), base.dims());
     }
     let out = ws.f32((tokens, width))?;
-    out.inplace_op1(&Mix { state, raw, scale, base, kind: Kind::Layer(params) })?;
+    timed(
+        &out,
+        || Ok(("hyper_mix".to_owned(), 0)),
+        || out.inplace_op1(&Mix { state, raw, scale, base, kind: Kind::Layer(params) }),
+    )?;
     Ok(out)
 }
 
@@ -80,7 +92,11 @@ pub fn hyper_head_mix(
         bail!("hyper_head_mix: state {:?} with projection {:?}", state.dims(), raw.dims());
     }
     let out = ws.f32((tokens, streams))?;
-    out.inplace_op1(&Mix { state, raw, scale, base, kind: Kind::Head(params) })?;
+    timed(
+        &out,
+        || Ok(("hyper_mix".to_owned(), 0)),
+        || out.inplace_op1(&Mix { state, raw, scale, base, kind: Kind::Head(params) }),
+    )?;
     Ok(out)
 }
 
@@ -95,7 +111,11 @@ pub fn hyper_collapse(state: &Tensor, mix: &Tensor, ws: &Workspace) -> Result<Te
         bail!("hyper_collapse: state {:?} with mix {:?}", state.dims(), mix.dims());
     }
     let out = ws.f32((tokens, hidden))?;
-    out.inplace_op1(&Collapse { state, mix, streams, width, hidden })?;
+    timed(
+        &out,
+        || Ok(("hyper_collapse".to_owned(), 0)),
+        || out.inplace_op1(&Collapse { state, mix, streams, width, hidden }),
+    )?;
     Ok(out)
 }
 
@@ -108,7 +128,11 @@ pub fn hyper_expand(state: &Tensor, y: &Tensor, mix: &Tensor) -> Result<()> {
     if y.dims() != [tokens, hidden] || mix.dims() != [tokens, (2 + streams) * streams] {
         bail!("hyper_expand: state {:?}, y {:?}, mix {:?}", state.dims(), y.dims(), mix.dims());
     }
-    state.inplace_op1(&Expand { y, mix, streams, hidden })
+    timed(
+        state,
+        || Ok(("hyper_expand".to_owned(), 0)),
+        || state.inplace_op1(&Expand { y, mix, streams, hidden }),
+    )
 }
 
 enum Kind {
@@ -129,7 +153,14 @@ impl InplaceOp1 for Mix<'_> {
         "hyper_mix"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            return cuda::mix(self, Target::emulated(out, layout));
+        }
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let state = host::<f32>(self.name(), self.state)?;
         let raw = host::<f32>(self.name(), self.raw)?;
@@ -146,6 +177,11 @@ impl InplaceOp1 for Mix<'_> {
         }
         Ok(())
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, out: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::mix(self, Target::cuda(out, layout))
+    }
 }
 
 struct Collapse<'a> {
@@ -161,12 +197,24 @@ impl InplaceOp1 for Collapse<'_> {
         "hyper_collapse"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            return cuda::collapse(self, Target::emulated(out, layout));
+        }
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let state = host::<f32>(self.name(), self.state)?;
         let mix = host::<f32>(self.name(), self.mix)?;
         cpu::collapse(&state, &mix, self.streams, self.width, self.hidden, out);
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, out: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::collapse(self, Target::cuda(out, layout))
     }
 }
 
@@ -182,12 +230,24 @@ impl InplaceOp1 for Expand<'_> {
         "hyper_expand"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, state: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, state, layout);
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            return cuda::expand(self, Target::emulated(state, layout));
+        }
         let state = host_mut::<f32>(self.name(), state, layout)?;
         let y = host::<f32>(self.name(), self.y)?;
         let mix = host::<f32>(self.name(), self.mix)?;
         cpu::expand(state, &y, &mix, self.streams, self.hidden);
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, state: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::expand(self, Target::cuda(state, layout))
     }
 }
 

@@ -1,10 +1,12 @@
 //! The lightning indexer: which compressed rows are worth attending to.
 
 mod cpu;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use crate::device::{host, host_mut, Workspace};
+use crate::device::{host, host_mut, timed, Workspace};
 use crate::kv::{HostRows, Rows};
 use crate::ragged::Ragged;
 
@@ -46,7 +48,23 @@ pub fn select_rows(
         }
     }
     let out = ws.u32((tokens, k))?;
-    out.inplace_op1(&Select { q, weights, keys, ratio, k, batch })?;
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    let scores = metal::room_for_scores(ratio, batch, ws)?;
+    let select = Select {
+        q,
+        weights,
+        keys,
+        ratio,
+        k,
+        batch,
+        #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+        scores,
+    };
+    timed(
+        &out,
+        || Ok(("select_rows".to_owned(), keys.iter().map(|keys| keys.bytes_of(keys.len())).sum())),
+        || out.inplace_op1(&select),
+    )?;
     Ok(out)
 }
 
@@ -57,6 +75,8 @@ struct Select<'a> {
     ratio: usize,
     k: usize,
     batch: &'a Ragged,
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    scores: Tensor,
 }
 
 impl InplaceOp1 for Select<'_> {
@@ -64,7 +84,10 @@ impl InplaceOp1 for Select<'_> {
         "select_rows"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
         let out = host_mut::<u32>(self.name(), out, layout)?;
         let (_, heads, dim) = self.q.dims3()?;
         let q = host::<f32>(self.name(), self.q)?;

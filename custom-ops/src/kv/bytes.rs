@@ -244,4 +244,9 @@ impl InplaceOp1 for Put<'_> {
         out.copy_from_slice(self.bytes);
         Ok(())
     }
+
+    #[cfg(feature = "metal")]
+    fn metal_fwd(&self, out: &mut candle_core::MetalStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal::put(self.bytes, out, layout)
+    }
 }

@@ -2,17 +2,28 @@
 //! what is only appended. Rows of pages are packed if they were rounded.
 
 mod bytes;
+#[cfg(cuda_kernels)]
+mod cuda;
 mod host;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 mod packed;
 mod ring;
 mod rows;
 mod unpack;
 
 pub use bytes::BytesError;
+#[cfg(cuda_kernels)]
+pub(crate) use cuda::RowsParam;
 pub(crate) use host::HostRows;
 pub use packed::{NotARow, NotPackable, RowFormat};
-pub use ring::Ring;
-pub use rows::{Rows, PAGE_TOKENS};
+pub use ring::{write_rings, Ring};
+pub use rows::{append_rows, Rows, PAGE_TOKENS};
+
+/// Pages of a list that launches not yet finished may have written: those of the longest chunk of a
+/// prompt that is in flight behind another.
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+pub(crate) const RECENT_PAGES: usize = 16;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
@@ -28,7 +39,10 @@ impl InplaceOp1 for Copy<'_> {
         "kv_copy"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let source = host::<f32>(self.name(), self.source)?;
         if out.len() != source.len() {
@@ -50,7 +64,10 @@ impl InplaceOp1 for Pack<'_> {
         "kv_pack"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
         let out = host_mut::<u8>(self.name(), out, layout)?;
         let source = host::<f32>(self.name(), self.source)?;
         let (width, row_bytes) = (self.format.width(), self.format.row_bytes());

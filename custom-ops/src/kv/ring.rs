@@ -1,9 +1,10 @@
 //! The last rows of a sequence.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{bail, DType, Device, Result, Tensor};
 
 use super::Copy;
-use crate::ragged::Span;
+use crate::device::timed;
+use crate::ragged::{Ragged, Span};
 
 /// A ring of f32 rows: the row of position `p` is in slot `p mod slots`.
 #[derive(Debug)]
@@ -60,6 +61,42 @@ impl Ring {
         }
         Ok(())
     }
+}
+
+/// Writes a batch's rows into rings: each pair is a kind of ring, one for each sequence, and the rows
+/// `[tokens, width]` for it. See [`Ring::write`].
+///
+/// # Errors
+/// If widths differ, or a kind has not one ring for each sequence.
+pub fn write_rings(pairs: &[(Vec<&Ring>, &Tensor)], batch: &Ragged) -> Result<()> {
+    for (rings, rows) in pairs {
+        if rings.len() != batch.spans().len() {
+            bail!("write_rings: {} rings for {} sequences", rings.len(), batch.spans().len());
+        }
+        let (tokens, width) = rows.dims2()?;
+        if let Some(ring) = rings.iter().find(|ring| ring.data.dims() != [ring.slots, width]) {
+            bail!("write_rings: rows of {width} into a ring {:?}", ring.data.dims());
+        }
+        if tokens != batch.tokens() {
+            bail!("write_rings: {tokens} rows of a batch of {}", batch.tokens());
+        }
+    }
+    timed(
+        batch.positions(),
+        || Ok(("write_rings".to_owned(), 0)),
+        || {
+            #[cfg(cuda_kernels)]
+            if let Some(gpu) = crate::device::cuda::Gpu::of(batch.positions().device())? {
+                return super::cuda::write_rings(&gpu, pairs, batch);
+            }
+            for (rings, rows) in pairs {
+                for (ring, span) in rings.iter().zip(batch.spans()) {
+                    ring.write(rows, span)?;
+                }
+            }
+            Ok(())
+        },
+    )
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use candle_core::{bail, DType, Device, Result, Tensor};
 
 use super::{Copy, Pack, RowFormat};
+use crate::device::timed;
+use crate::ragged::{Ragged, Span};
 
 /// Tokens that one page covers, whatever the compression ratio.
 pub const PAGE_TOKENS: usize = 1024;
@@ -20,6 +22,8 @@ pub struct Rows {
     format: RowFormat,
     page_rows: usize,
     device: Device,
+    #[cfg(cuda_kernels)]
+    table: super::cuda::PageTable,
 }
 
 impl Rows {
@@ -31,7 +35,15 @@ impl Rows {
     /// No rows yet; `ratio` is the number of tokens that a row stands for.
     pub fn with_format(ratio: usize, format: RowFormat, device: &Device) -> Self {
         let page_rows = (PAGE_TOKENS / ratio.max(1)).max(1);
-        Self { pages: Vec::new(), len: 0, format, page_rows, device: device.clone() }
+        Self {
+            pages: Vec::new(),
+            len: 0,
+            format,
+            page_rows,
+            device: device.clone(),
+            #[cfg(cuda_kernels)]
+            table: Default::default(),
+        }
     }
 
     /// Rows present.
@@ -65,6 +77,20 @@ impl Rows {
         &self.pages
     }
 
+    /// The pages as a kernel's buffers.
+    ///
+    /// # Errors
+    /// If they are on a device without Metal kernels.
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    pub(crate) fn metal(&self, op: &'static str) -> Result<Vec<crate::device::metal::Binding<'_>>> {
+        let dtype = match self.format {
+            RowFormat::F32 { .. } => DType::F32,
+            _ => DType::U8,
+        };
+        let page = |page| crate::device::metal::Binding::tensor(op, page, dtype);
+        self.pages.iter().map(|tensor| page(&**tensor)).collect()
+    }
+
     /// Bytes of a page.
     pub fn page_bytes(&self) -> usize {
         self.page_rows * self.format.row_bytes()
@@ -73,6 +99,69 @@ impl Rows {
     /// Bytes held, shared pages included.
     pub fn bytes(&self) -> usize {
         self.pages.len() * self.page_bytes()
+    }
+
+    /// Bytes that the first `count` rows take.
+    pub(crate) fn bytes_of(&self, count: usize) -> usize {
+        count * self.format.row_bytes()
+    }
+
+    /// Makes room for `count` rows more, in pages that are this list's alone and that kernels find.
+    ///
+    /// # Errors
+    /// If the device has no memory left.
+    pub fn reserve(&mut self, count: usize) -> Result<()> {
+        let end = if count == 0 { 0 } else { (self.len + count).div_ceil(self.page_rows) };
+        for index in self.len / self.page_rows..end {
+            match self.pages.get_mut(index) {
+                Some(page) => {
+                    if Arc::get_mut(page).is_none() {
+                        *page = Arc::new(page.copy()?);
+                    }
+                }
+                None => self.pages.push(Arc::new(self.empty_page()?)),
+            }
+        }
+        #[cfg(cuda_kernels)]
+        if let Some(gpu) = crate::device::cuda::Gpu::of(&self.device)? {
+            self.page_table("kv rows", &gpu)?;
+        }
+        Ok(())
+    }
+
+    /// The next `count` rows, for which there was room, have been written.
+    ///
+    /// # Errors
+    /// If there was no room.
+    pub fn advance(&mut self, count: usize) -> Result<()> {
+        let room = self.pages.len() * self.page_rows;
+        if self.len + count > room {
+            bail!("kv rows: {count} rows after {} in room for {room}", self.len);
+        }
+        self.len += count;
+        Ok(())
+    }
+
+    /// Where kernels find the pages.
+    #[cfg(cuda_kernels)]
+    pub(super) fn page_table(
+        &self,
+        op: &'static str,
+        gpu: &crate::device::cuda::Gpu,
+    ) -> Result<super::cuda::Table> {
+        self.table.of(op, gpu, &self.pages, &self.device)
+    }
+
+    fn empty_page(&self) -> Result<Tensor> {
+        match self.format {
+            RowFormat::F32 { width } => {
+                Tensor::zeros((self.page_rows, width), DType::F32, &self.device)
+            }
+            packed => {
+                let shape = (self.page_rows, packed.row_bytes());
+                Tensor::zeros(shape, DType::U8, &self.device)
+            }
+        }
     }
 
     /// Appends `count` rows of `batch` `[rows, width]` f32, from row `from` on.
@@ -124,16 +213,7 @@ impl Rows {
         if at == 0 {
             // A write that failed has left it.
             self.pages.truncate(self.len / self.page_rows);
-            let page = match self.format {
-                RowFormat::F32 { width } => {
-                    Tensor::zeros((self.page_rows, width), DType::F32, &self.device)?
-                }
-                packed => {
-                    let shape = (self.page_rows, packed.row_bytes());
-                    Tensor::zeros(shape, DType::U8, &self.device)?
-                }
-            };
-            self.pages.push(Arc::new(page));
+            self.pages.push(Arc::new(self.empty_page()?));
         }
         match self.pages.last_mut() {
             Some(page) => {
@@ -145,6 +225,55 @@ impl Rows {
             None => bail!("kv rows: no page open at row {at}"),
         }
     }
+}
+
+/// Appends to each list the rows whose windows of `ratio` tokens end in this batch, out of `source`
+/// `[rows, width]`, which has [`Ragged::window_rows`] of them.
+///
+/// # Errors
+/// If there is not one list for each sequence, widths differ, the format cannot hold a row (see
+/// [`Rows::append`]; on a GPU that is not looked at), or the device has no memory left.
+pub fn append_rows(
+    mut lists: Vec<&mut Rows>,
+    source: &Tensor,
+    batch: &Ragged,
+    ratio: usize,
+) -> Result<()> {
+    let (rows, width) = source.dims2()?;
+    if lists.len() != batch.spans().len() || rows != batch.window_rows(ratio) {
+        bail!(
+            "append_rows: {} lists and {rows} rows for {} sequences with {}",
+            lists.len(),
+            batch.spans().len(),
+            batch.window_rows(ratio)
+        );
+    }
+    if let Some(list) = lists.iter().find(|list| list.width() != width) {
+        bail!("append_rows: rows of {width} to a list of rows of {}", list.width());
+    }
+    let ended = |span: &Span| span.windows(ratio).len();
+    let class = || Ok(("append_rows".to_owned(), 0));
+    #[cfg(cuda_kernels)]
+    if let Some(gpu) = crate::device::cuda::Gpu::of(batch.positions().device())? {
+        for (list, span) in lists.iter_mut().zip(batch.spans()) {
+            list.reserve(ended(span))?;
+        }
+        let shared: Vec<&Rows> = lists.iter().map(|list| &**list).collect();
+        timed(source, class, || super::cuda::append_rows(&gpu, &shared, source, batch, ratio))?;
+        for (list, span) in lists.iter_mut().zip(batch.spans()) {
+            list.advance(ended(span))?;
+        }
+        return Ok(());
+    }
+    let append = || {
+        let mut from = 0;
+        for (sequence, (list, span)) in lists.iter_mut().zip(batch.spans()).enumerate() {
+            list.append(source, from, ended(span))?;
+            from += batch.window_rows_of(sequence, ratio);
+        }
+        Ok(())
+    };
+    timed(source, class, append)
 }
 
 #[cfg(test)]

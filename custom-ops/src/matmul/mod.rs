@@ -1,15 +1,19 @@
 //! Products of activations with a weight.
 
 mod cpu;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 mod panels;
 mod strips;
 mod tile;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use crate::device::{host, host_mut, Workspace};
+use crate::device::{host, host_mut, timed, Workspace};
 use crate::Matrix;
 
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+pub(crate) use metal::{TILE as METAL_TILE, TILE_THREADS as METAL_TILE_THREADS};
 pub(crate) use panels::Panels;
 pub(crate) use strips::{for_each_strip, work};
 pub(crate) use tile::{tile, with_scratch, Scratch, TILE_ROWS};
@@ -46,7 +50,11 @@ pub fn grouped_matmul(x: &Tensor, w: &Matrix, groups: usize, ws: &Workspace) -> 
         ref dims => bail!("matmul: x {dims:?} for a weight [{rows}, {cols}] in {groups} group(s)"),
     };
     let out = ws.f32((tokens, rows))?;
-    out.inplace_op1(&MatMul { x, w, groups })?;
+    timed(
+        &out,
+        || Ok((format!("matmul {} [{rows}, {cols}]", w.format()), w.byte_len())),
+        || out.inplace_op1(&MatMul { x, w, groups }),
+    )?;
     Ok(out)
 }
 
@@ -61,7 +69,10 @@ impl InplaceOp1 for MatMul<'_> {
         "matmul"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let x = host::<f32>(self.name(), self.x)?;
         let shape = cpu::Shape { groups: self.groups, rows: self.w.rows(), cols: self.w.cols() };

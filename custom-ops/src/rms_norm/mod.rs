@@ -1,12 +1,22 @@
 //! Root-mean-square normalisation over the last axis.
 
 mod cpu;
+#[cfg(cuda_kernels)]
+mod cuda;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 
 pub(crate) use cpu::scale;
+#[cfg(cuda_kernels)]
+pub(crate) use cuda::threads as cuda_threads;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use crate::device::{host, host_mut, Workspace};
+#[cfg(feature = "cuda-emulator")]
+use crate::device::cuda::emulating;
+#[cfg(cuda_kernels)]
+use crate::device::cuda::Target;
+use crate::device::{host, host_mut, timed, Workspace};
 
 /// `out = weight ⊙ x / sqrt(mean(x²) + eps)`, over rows of the last axis.
 ///
@@ -22,7 +32,11 @@ pub fn rms_norm(x: &Tensor, weight: Option<&Tensor>, eps: f64, ws: &Workspace) -
         }
     }
     let out = ws.f32(x.shape())?;
-    out.inplace_op1(&RmsNorm { x, weight, eps, n })?;
+    timed(
+        &out,
+        || Ok(("rms_norm".to_owned(), 0)),
+        || out.inplace_op1(&RmsNorm { x, weight, eps, n }),
+    )?;
     Ok(out)
 }
 
@@ -38,11 +52,23 @@ impl InplaceOp1 for RmsNorm<'_> {
         "rms_norm"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            return cuda::rms_norm(self, Target::emulated(out, layout));
+        }
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let x = host::<f32>(self.name(), self.x)?;
         let weight = self.weight.map(|w| host::<f32>(self.name(), w)).transpose()?;
         cpu::rms_norm(&x, weight.as_deref(), self.eps, self.n, out);
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, out: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::rms_norm(self, Target::cuda(out, layout))
     }
 }

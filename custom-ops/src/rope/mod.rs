@@ -1,11 +1,19 @@
 //! Partial, interleaved rotary position embedding, and its inverse.
 
 mod cpu;
+#[cfg(cuda_kernels)]
+mod cuda;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 mod table;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use crate::device::{for_each_row, host, host_mut};
+#[cfg(feature = "cuda-emulator")]
+use crate::device::cuda::emulating;
+#[cfg(cuda_kernels)]
+use crate::device::cuda::Target;
+use crate::device::{for_each_row, host, host_mut, timed};
 pub use table::{RopeTable, Yarn};
 
 /// Which way to turn.
@@ -37,7 +45,11 @@ pub fn rope(x: &Tensor, table: &RopeTable, positions: &Tensor, turn: Turn) -> Re
     if tokens == 0 {
         return Ok(());
     }
-    x.inplace_op1(&Rope { table, positions, turn, per_token: x.elem_count() / tokens, dim })
+    timed(
+        x,
+        || Ok(("rope".to_owned(), 0)),
+        || x.inplace_op1(&Rope { table, positions, turn, per_token: x.elem_count() / tokens, dim }),
+    )
 }
 
 struct Rope<'a> {
@@ -53,7 +65,14 @@ impl InplaceOp1 for Rope<'_> {
         "rope"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, x: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, x, layout);
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            return cuda::rope(self, Target::emulated(x, layout));
+        }
         let x = host_mut::<f32>(self.name(), x, layout)?;
         let positions = host::<u32>(self.name(), self.positions)?;
         let sign = if self.turn == Turn::Inverse { -1.0 } else { 1.0 };
@@ -62,6 +81,11 @@ impl InplaceOp1 for Rope<'_> {
             cpu::rotate(heads, dim, frequencies, positions[token], sign);
         });
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::rope(self, Target::cuda(x, layout))
     }
 }
 

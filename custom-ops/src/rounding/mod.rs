@@ -5,10 +5,18 @@
 //! rounding, so it is applied even where values are kept in f32.
 
 mod cpu;
+#[cfg(cuda_kernels)]
+mod cuda;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor, D};
 
-use crate::device::{for_each_row, host_mut};
+#[cfg(feature = "cuda-emulator")]
+use crate::device::cuda::emulating;
+#[cfg(cuda_kernels)]
+use crate::device::cuda::Target;
+use crate::device::{for_each_row, host_mut, timed};
 pub(crate) use cpu::{fp4_scale, fp8_scale};
 
 /// Values of a KV row that share a scale.
@@ -28,16 +36,7 @@ pub fn kv_round_trip(x: &Tensor, nope: usize) -> Result<()> {
     if nope > dim {
         bail!("kv_round_trip: {nope} channels of rows of {dim}");
     }
-    let block = block_of(nope, FP8_BLOCK);
-    x.inplace_op1(&Round {
-        op: "kv_round_trip",
-        dim,
-        apply: move |row: &mut [f32]| {
-            let (row, turned) = row.split_at_mut(nope);
-            cpu::fp8_round_trip(row, block);
-            cpu::bf16_round_trip(turned);
-        },
-    })
+    round(x, Round { name: "kv_round_trip", dim, form: Form::Kv { nope } })
 }
 
 /// Turns each row by the Walsh–Hadamard matrix (natural order, scaled by `dim^-1/2`), then rounds
@@ -51,14 +50,11 @@ pub fn hadamard_fp4_round_trip(x: &Tensor) -> Result<()> {
     if !dim.is_power_of_two() {
         bail!("hadamard_fp4_round_trip: rows of {dim}, which is no power of two");
     }
-    x.inplace_op1(&Round {
-        op: "hadamard_fp4_round_trip",
-        dim,
-        apply: move |row: &mut [f32]| {
-            cpu::hadamard(row);
-            cpu::fp4_round_trip(row, dim.min(FP4_BLOCK));
-        },
-    })
+    round(x, Round { name: "hadamard_fp4_round_trip", dim, form: Form::HadamardFp4 })
+}
+
+fn round(x: &Tensor, round: Round) -> Result<()> {
+    timed(x, || Ok((round.name.to_owned(), 0)), || x.inplace_op1(&round))
 }
 
 /// The largest power of two that divides `channels`, at most `most`.
@@ -69,20 +65,50 @@ pub(crate) fn block_of(channels: usize, most: usize) -> usize {
     }
 }
 
-struct Round<F> {
-    op: &'static str,
-    dim: usize,
-    apply: F,
+/// What becomes of a row.
+#[derive(Clone, Copy)]
+enum Form {
+    Kv { nope: usize },
+    HadamardFp4,
 }
 
-impl<F: Fn(&mut [f32]) + Sync + Send> InplaceOp1 for Round<F> {
+struct Round {
+    name: &'static str,
+    dim: usize,
+    form: Form,
+}
+
+impl InplaceOp1 for Round {
     fn name(&self) -> &'static str {
-        self.op
+        self.name
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, x: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let x = host_mut::<f32>(self.op, x, layout)?;
-        for_each_row(x, self.dim, |_, row| (self.apply)(row));
+        crate::device::metal_emulated!(self, x, layout);
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            let values = layout.shape().elem_count();
+            return cuda::round(self, values, Target::emulated(x, layout));
+        }
+        let x = host_mut::<f32>(self.name, x, layout)?;
+        for_each_row(x, self.dim, |_, row| match self.form {
+            Form::Kv { nope } => {
+                let (row, turned) = row.split_at_mut(nope);
+                cpu::fp8_round_trip(row, block_of(nope, FP8_BLOCK));
+                cpu::bf16_round_trip(turned);
+            }
+            Form::HadamardFp4 => {
+                cpu::hadamard(row);
+                cpu::fp4_round_trip(row, self.dim.min(FP4_BLOCK));
+            }
+        });
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::round(self, layout.shape().elem_count(), Target::cuda(x, layout))
     }
 }

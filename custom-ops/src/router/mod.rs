@@ -1,10 +1,18 @@
 //! Which experts a token goes to, and with what weight.
 
 mod cpu;
+#[cfg(cuda_kernels)]
+mod cuda;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use crate::device::{host, host_mut, Workspace};
+#[cfg(feature = "cuda-emulator")]
+use crate::device::cuda::emulating;
+#[cfg(cuda_kernels)]
+use crate::device::cuda::Target;
+use crate::device::{host, host_mut, on_metal, timed, Workspace};
 
 /// How the experts of a token are chosen.
 #[derive(Clone, Copy, Debug)]
@@ -57,9 +65,19 @@ pub fn route(
         }
     };
     let ids = ws.u32((tokens, k))?;
-    ids.inplace_op1(&Choose { logits, choice, experts, k })?;
     let weights = ws.f32((tokens, k))?;
-    weights.inplace_op1(&Weigh { logits, ids: &ids, experts, k, scale })?;
+    timed(
+        &ids,
+        || Ok(("route".to_owned(), 0)),
+        || ids.inplace_op1(&Choose { logits, choice, experts, k, weights: &weights, scale }),
+    )?;
+    if !on_gpu(&ids) {
+        timed(
+            &weights,
+            || Ok(("route".to_owned(), 0)),
+            || weights.inplace_op1(&Weigh { logits, ids: &ids, experts, k, scale }),
+        )?;
+    }
     Ok((ids, weights))
 }
 
@@ -68,6 +86,20 @@ struct Choose<'a> {
     choice: Choice<'a>,
     experts: usize,
     k: usize,
+    /// Written too where one launch does both.
+    #[cfg_attr(not(cuda_kernels), allow(dead_code))]
+    weights: &'a Tensor,
+    #[cfg_attr(not(cuda_kernels), allow(dead_code))]
+    scale: f32,
+}
+
+/// Whether kernels run on this tensor: they choose and weigh at once.
+fn on_gpu(tensor: &Tensor) -> bool {
+    #[cfg(feature = "cuda-emulator")]
+    if emulating() {
+        return true;
+    }
+    tensor.device().is_cuda() || on_metal(tensor.device())
 }
 
 impl InplaceOp1 for Choose<'_> {
@@ -75,7 +107,14 @@ impl InplaceOp1 for Choose<'_> {
         "route"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, out, layout);
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            return cuda::route(self, Target::emulated(out, layout));
+        }
         let out = host_mut::<u32>(self.name(), out, layout)?;
         match self.choice {
             Choice::TopK { bias, .. } => {
@@ -90,6 +129,11 @@ impl InplaceOp1 for Choose<'_> {
                 cpu::look_up(&table, &tokens, self.k, self.experts, out)
             }
         }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, out: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::route(self, Target::cuda(out, layout))
     }
 }
 

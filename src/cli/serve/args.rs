@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 
-use crate::cli::args::BackendName;
+use crate::cli::args::DeviceArgs;
 
 const AFTER_HELP: &str = "All flags: ds4-server --help";
 
@@ -171,22 +171,9 @@ pub struct ServeArgs {
     #[arg(short, long, value_name = "N", hide_short_help = true)]
     pub threads: Option<usize>,
 
-    /// Where to run [default: the best that is built in]
-    #[arg(long, value_enum, value_name = "NAME", hide_short_help = true)]
-    #[arg(conflicts_with_all = ["cpu", "cuda", "metal"])]
-    pub backend: Option<BackendName>,
-
-    /// The same as --backend cpu
-    #[arg(long, hide_short_help = true, conflicts_with_all = ["cuda", "metal"])]
-    pub cpu: bool,
-
-    /// The same as --backend cuda
-    #[arg(long, hide_short_help = true, conflicts_with = "metal")]
-    pub cuda: bool,
-
-    /// The same as --backend metal
-    #[arg(long, hide_short_help = true)]
-    pub metal: bool,
+    /// Where to run.
+    #[command(flatten)]
+    pub place: DeviceArgs,
 
     /// Accepted for scripts written for ds4: kernels are exact here in any case
     #[arg(long, hide = true)]

@@ -9,7 +9,8 @@ use candle_core::Device;
 use super::args::{LogFormat, ServeArgs};
 use crate::cli::failure::Failure;
 use crate::cli::model_path::ModelPath;
-use crate::cli::options::{device, model_path, read_text, use_threads};
+use crate::cli::options::{model_path, read_text, use_threads};
+use crate::cli::place::Place;
 use crate::cli::terminal::tell;
 use crate::engine::Limits;
 use crate::server::{Access, Keys, Settings};
@@ -85,7 +86,7 @@ impl Options {
         };
         Ok(Self {
             model: model_path(args.model.as_deref()),
-            device: device(args.backend, args.cpu, args.cuda, args.metal)?,
+            device: Place::of(&args.place).open()?,
             context: args.ctx,
             address,
             parallel: (args.parallel, args.parallel_per_key),

@@ -1,0 +1,104 @@
+//! The Metal kernels as a static library of C++, for the feature `metal-emulator`.
+//!
+//! `CXX` names the compiler, which must be clang; by default clang++. With
+//! `DS4_EMULATOR_SANITIZE=1` kernels are compiled with AddressSanitizer and
+//! UndefinedBehaviorSanitizer, and whatever links them must be run with the sanitizer's library
+//! preloaded: `.ci/metal-emulator --sanitize` does.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+/// Parts that every kernel begins with, in their order.
+const PARTS: [&str; 7] = ["prelude", "reduce", "rounding", "iq2_xxs", "blocks", "tiles", "rows"];
+
+pub fn build() -> Result<(), Box<dyn std::error::Error>> {
+    for variable in ["CXX", "DS4_EMULATOR_SANITIZE"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    for folder in ["src", "include/metal", "emulator", "build"] {
+        println!("cargo::rerun-if-changed={folder}");
+    }
+    let out = PathBuf::from(env::var("OUT_DIR")?).join("metal");
+    fs::create_dir_all(&out)?;
+    let here = env::current_dir()?;
+    let mut ops = Vec::new();
+    for entry in fs::read_dir("src")? {
+        let folder = entry?.path();
+        if let (true, Some(op)) = (folder.join("kernel.metal").is_file(), folder.file_name()) {
+            ops.push(op.to_string_lossy().into_owned());
+        }
+    }
+    ops.sort();
+    let each: String = ops.iter().map(|op| format!("EACH({op})\n")).collect();
+    fs::write(out.join("metal_ops.inc"), each)?;
+
+    let compiler = env::var("CXX").unwrap_or_else(|_| "clang++".to_owned());
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++17")
+        .compiler(&compiler)
+        .include("emulator/metal")
+        .include("include/metal")
+        .include("emulator")
+        .include(&out)
+        .opt_level(2)
+        .flag("-Wall")
+        .flag("-Wextra")
+        // Metal's attributes, and parameters that not every kernel needs.
+        .flag("-Wno-unknown-attributes")
+        .flag("-Wno-unused-parameter")
+        .flag("-Wno-unused-function")
+        .flag("-Wno-unused-const-variable")
+        // Kernels compute in f32: Metal has nothing wider.
+        .flag("-Werror=double-promotion")
+        .flag("-ffp-contract=off")
+        .flag("-Xclang")
+        .flag("-fallow-half-arguments-and-returns");
+    if env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64") {
+        build.flag("-mf16c");
+    }
+    if env::var("DS4_EMULATOR_SANITIZE").as_deref() == Ok("1") {
+        build
+            .flag("-fsanitize=address,undefined")
+            .flag("-fno-sanitize=vptr,function")
+            .flag("-fno-sanitize-recover=undefined")
+            .flag("-fsanitize-address-use-after-return=never")
+            .flag("-fno-omit-frame-pointer")
+            .flag("-shared-libasan");
+        link_sanitizer(&compiler)?;
+    }
+    build.file("emulator/metal.cpp");
+    for op in &ops {
+        let file = out.join(format!("{op}.cpp"));
+        fs::write(&file, source(&here, op))?;
+        build.file(file);
+    }
+    build.try_compile("ds4_metal_emulator").map_err(|error| {
+        format!("the feature metal-emulator needs clang++ (Debian: apt-get install clang): {error}")
+    })?;
+    Ok(())
+}
+
+/// The parts and the kernels of an op, each with its own name in messages.
+fn source(here: &Path, op: &str) -> String {
+    let mut text: String =
+        PARTS.iter().map(|part| format!("#include \"{part}.metal\"\n")).collect();
+    let kernel = here.join("src").join(op).join("kernel.metal");
+    text += &format!("#include {kernel:?}\nextern \"C\" void ds4_metal_keep_{op}() {{}}\n");
+    text
+}
+
+fn link_sanitizer(compiler: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let arch = env::var("CARGO_CFG_TARGET_ARCH")?;
+    let name = format!("clang_rt.asan-{arch}");
+    let output = Command::new(compiler).arg(format!("-print-file-name=lib{name}.so")).output()?;
+    let library = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    let Some(folder) = library.parent().filter(|_| library.is_file()) else {
+        return Err(format!("{compiler} has no lib{name}.so").into());
+    };
+    println!("cargo::rustc-link-search=native={}", folder.display());
+    println!("cargo::rustc-link-lib=dylib={name}");
+    Ok(())
+}

@@ -1,0 +1,327 @@
+// Products on the matrix units: weights come out of their blocks straight into the registers of the A
+// operand, activations are halves in shared memory, which all warps of a block read.
+//
+// Lane `4 g + t` holds, of each 32 columns, eight of row g and of row g + 8. Which eight is up to the
+// format (HalvesOrder), as long as the activations are laid out in the same way.
+#pragma once
+
+#include "decode.cuh"
+#include "matmul.h"
+#include "memory.cuh"
+#include "mma.cuh"
+
+// Shared memory of the tables with which IQ2_XXS is decoded.
+#define IQ2_XXS_TABLE_BYTES (384u * 128u)
+
+// Fills them: the digits of each grid entry, and the signs of each index, spread to nibbles, once for
+// each lane, so that every lane reads its own bank. A barrier must follow.
+DEVICE void fill_iq2_xxs_tables(uint32_t* tables) {
+    for (uint32_t i = threadIdx.x; i < 384u * 8u; i += blockDim.x) {
+        const uint32_t entry = i / 8u;
+        const uint32_t v = entry < 256u ? spread_digits(iq2_xxs_digits[entry]) : spread_signs(entry - 256u);
+        reinterpret_cast<uint4*>(tables)[i] = make_uint4(v, v, v, v);
+    }
+}
+
+// Integers 0 .. 255 in the bytes of `v`, plus 1024, as halves: bytes 0 and 1, or 2 and 3.
+DEVICE uint32_t low_bytes_to_f16x2(uint32_t v) { return byte_perm(v, 0x64646464u, 0x4140u); }
+DEVICE uint32_t high_bytes_to_f16x2(uint32_t v) { return byte_perm(v, 0x64646464u, 0x4342u); }
+
+#define F16X2_ONE 0x3c003c00u
+#define F16X2_MINUS_1024 0xe400e400u
+#define F16X2_MINUS_1152 0xe480e480u
+
+// Bytes that stand for `byte - 128`, times a scale. The difference is exact; there is one rounding.
+DEVICE void scale_bytes(uint32_t bytes, uint32_t scale, uint32_t& low, uint32_t& high) {
+    low = mul_f16x2(fma_f16x2(low_bytes_to_f16x2(bytes), F16X2_ONE, F16X2_MINUS_1152), scale);
+    high = mul_f16x2(fma_f16x2(high_bytes_to_f16x2(bytes), F16X2_ONE, F16X2_MINUS_1152), scale);
+}
+
+// Bytes times a scale, plus a shift.
+DEVICE void scale_and_shift_bytes(uint32_t bytes, uint32_t scale, uint32_t shift, uint32_t& low,
+                                  uint32_t& high) {
+    low = fma_f16x2(fma_f16x2(low_bytes_to_f16x2(bytes), F16X2_ONE, F16X2_MINUS_1024), scale, shift);
+    high = fma_f16x2(fma_f16x2(high_bytes_to_f16x2(bytes), F16X2_ONE, F16X2_MINUS_1024), scale, shift);
+}
+
+// Where a lane's part of 16 rows of a weight is; how 64 columns (a chunk) are fetched, and decoded to
+// the A operands of 32 (a block). Rows past the last are read as the last.
+template <uint32_t FORMAT> struct Rows16;
+
+template <> struct Rows16<WEIGHT_Q8_0> {
+    const uint8_t* quants;
+    const uint8_t* scales;
+
+    struct Chunk {
+        uint4 q[2];
+        uint2 s;
+    };
+
+    DEVICE_MEMBER void aim(const Weight& w, uint32_t matrix, uint32_t tile) {
+        const uint32_t lane = lane_id();
+        quants = w.plane[0] + matrix * w.stride[0] + q8_0_tile(w.cols, tile, 0) + lane * 16u;
+        scales = w.plane[1] + matrix * w.stride[1] + q8_0_scales(w.cols, tile, 0) + lane / 4u * 16u;
+    }
+    DEVICE_MEMBER void fetch(Chunk& c, uint32_t index) const {
+        c.q[0] = load_weights16(quants + index * (2u * Q8_0_TILE_BYTES));
+        c.q[1] = load_weights16(quants + index * (2u * Q8_0_TILE_BYTES) + Q8_0_TILE_BYTES);
+        c.s = load_weights8(scales + index / 2u * Q8_0_SCALES_BYTES + index % 2u * 8u);
+    }
+    DEVICE_MEMBER void decode(const Chunk& c, uint32_t, uint32_t block, const uint32_t*,
+                              uint32_t (&a)[2][4]) const {
+        const uint4 q = c.q[block];
+        const uint32_t s = block == 0 ? c.s.x : c.s.y;
+        const uint32_t s0 = (s & 0xffffu) * 0x10001u, s1 = (s >> 16) * 0x10001u;
+        scale_bytes(q.x ^ 0x80808080u, s0, a[0][0], a[0][2]);
+        scale_bytes(q.y ^ 0x80808080u, s1, a[0][1], a[0][3]);
+        scale_bytes(q.z ^ 0x80808080u, s0, a[1][0], a[1][2]);
+        scale_bytes(q.w ^ 0x80808080u, s1, a[1][1], a[1][3]);
+    }
+};
+
+// What the formats with whole rows share: a lane's rows.
+struct TwoRows {
+    uint64_t row[2];
+
+    DEVICE_MEMBER void aim_rows(const Weight& w, uint32_t tile) {
+        const uint32_t g = lane_id() / 4u;
+        row[0] = min(tile * 16u + g, w.rows - 1u);
+        row[1] = min(tile * 16u + g + 8u, w.rows - 1u);
+    }
+};
+
+template <> struct Rows16<WEIGHT_F16> : TwoRows {
+    const uint8_t* plane;
+    uint32_t cols;
+
+    struct Chunk {
+        uint4 q[2][2];
+    };
+
+    DEVICE_MEMBER void aim(const Weight& w, uint32_t matrix, uint32_t tile) {
+        aim_rows(w, tile);
+        plane = w.plane[0] + matrix * w.stride[0] + lane_id() % 4u * 16u;
+        cols = w.cols;
+    }
+    DEVICE_MEMBER void fetch(Chunk& c, uint32_t index) const {
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            const uint8_t* from = plane + (row[r] * cols + index * 64u) * 2u;
+            c.q[r][0] = load_weights16(from);
+            c.q[r][1] = load_weights16(from + 64);
+        }
+    }
+    DEVICE_MEMBER void decode(const Chunk& c, uint32_t, uint32_t block, const uint32_t*,
+                              uint32_t (&a)[2][4]) const {
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            const uint4 q = c.q[r][block];
+            a[0][r] = q.x;
+            a[0][2 + r] = q.y;
+            a[1][r] = q.z;
+            a[1][2 + r] = q.w;
+        }
+    }
+};
+
+template <> struct Rows16<WEIGHT_IQ2_XXS> : TwoRows {
+    const uint8_t* codes;
+    const uint8_t* scales;
+    uint32_t blocks;
+
+    struct Chunk {
+        uint4 q[2];
+        uint16_t d[2];
+    };
+
+    DEVICE_MEMBER void aim(const Weight& w, uint32_t matrix, uint32_t tile) {
+        aim_rows(w, tile);
+        codes = w.plane[0] + matrix * w.stride[0];
+        scales = w.plane[1] + matrix * w.stride[1];
+        blocks = w.cols / 256u;
+    }
+    DEVICE_MEMBER void fetch(Chunk& c, uint32_t index) const {
+        const uint32_t of_row = (blocks + 1u) / 2u * 2u, d_at = iq2_xxs_d_at(blocks, index / 4u);
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            c.q[r] = load_weights16(codes + row[r] * (blocks * 64u) + index * 16u);
+            c.d[r] = load_weights2(scales + (row[r] * of_row + d_at) * 2u);
+        }
+    }
+    DEVICE_MEMBER void decode(const Chunk& c, uint32_t, uint32_t block, const uint32_t* tables,
+                              uint32_t (&a)[2][4]) const {
+        const uint32_t lane = lane_id(), t = lane % 4u;
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            const uint32_t runs = block == 0 ? c.q[r].x : c.q[r].z, signs = block == 0 ? c.q[r].y : c.q[r].w;
+            const uint32_t select = tables[(runs >> 8u * t & 255u) * 32u + lane] |
+                                    tables[8192u + (signs >> 7u * t & 127u) * 32u + lane];
+            // The magnitudes and their negatives, plus 128.
+            const uint32_t low = byte_perm(0x00ab9988u, 0x00556778u, select);
+            const uint32_t high = byte_perm(0x00ab9988u, 0x00556778u, select >> 16);
+            const float scale = f16_to_f32(c.d[r]) * static_cast<float>(2u * (signs >> 28) + 1u) * 0.125f;
+            const uint32_t twice = pack_f16x2(scale, scale);
+            scale_bytes(low, twice, a[0][r], a[0][2 + r]);
+            scale_bytes(high, twice, a[1][r], a[1][2 + r]);
+        }
+    }
+};
+
+template <> struct Rows16<WEIGHT_Q2_K> : TwoRows {
+    const uint8_t* quants;
+    const uint8_t* scales;
+    const uint8_t* ds;
+    uint32_t blocks;
+
+    struct Chunk {
+        uint2 q[2];
+        uint32_t s[2];
+        uint32_t d[2];
+    };
+
+    DEVICE_MEMBER void aim(const Weight& w, uint32_t matrix, uint32_t tile) {
+        aim_rows(w, tile);
+        const uint32_t t = lane_id() % 4u;
+        quants = w.plane[0] + matrix * w.stride[0] + t * 8u;
+        scales = w.plane[1] + matrix * w.stride[1] + t / 2u * 4u;
+        ds = w.plane[2] + matrix * w.stride[2];
+        blocks = w.cols / 256u;
+    }
+    DEVICE_MEMBER void fetch(Chunk& c, uint32_t index) const {
+        const uint32_t half = index / 2u % 2u;
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            const uint64_t block = row[r] * blocks + index / 4u;
+            c.q[r] = load_weights8(quants + block * 64u + half * 32u);
+            c.s[r] = load_weights4(scales + block * 16u + half * 8u);
+            c.d[r] = load_weights4(ds + block * 4u);
+        }
+    }
+    DEVICE_MEMBER void decode(const Chunk& c, uint32_t index, uint32_t block, const uint32_t*,
+                              uint32_t (&a)[2][4]) const {
+        const uint32_t j = index % 2u * 2u + block;
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            const uint32_t s = c.s[r] >> 8u * j;
+            const float2 d = unpack_f16x2(c.d[r]);
+            const float scale = d.x * static_cast<float>(s & 15u), shift = -d.y * static_cast<float>(s >> 4 & 15u);
+            const uint32_t scales2 = pack_f16x2(scale, scale), shifts = pack_f16x2(shift, shift);
+            scale_and_shift_bytes(c.q[r].x >> 2u * j & 0x03030303u, scales2, shifts, a[0][r], a[0][2 + r]);
+            scale_and_shift_bytes(c.q[r].y >> 2u * j & 0x03030303u, scales2, shifts, a[1][r], a[1][2 + r]);
+        }
+    }
+};
+
+template <> struct Rows16<WEIGHT_Q4_K> : TwoRows {
+    const uint8_t* quants;
+    const uint8_t* heads;
+    uint32_t blocks;
+
+    struct Chunk {
+        uint2 q[2];
+        uint4 head[2];
+    };
+
+    DEVICE_MEMBER void aim(const Weight& w, uint32_t matrix, uint32_t tile) {
+        aim_rows(w, tile);
+        quants = w.plane[0] + matrix * w.stride[0] + lane_id() % 4u * 8u;
+        heads = w.plane[1] + matrix * w.stride[1];
+        blocks = w.cols / 256u;
+    }
+    DEVICE_MEMBER void fetch(Chunk& c, uint32_t index) const {
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            const uint64_t block = row[r] * blocks + index / 4u;
+            c.q[r] = load_weights8(quants + block * 128u + index % 4u * 32u);
+            c.head[r] = load_weights16(heads + block * 16u);
+        }
+    }
+    DEVICE_MEMBER void decode(const Chunk& c, uint32_t index, uint32_t block, const uint32_t*,
+                              uint32_t (&a)[2][4]) const {
+        const uint32_t j = index % 4u * 2u + block;
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            const uint4 head = c.head[r];
+            const float2 d = unpack_f16x2(head.x);
+            const uint2 s = q4_k_scale(head.y, head.z, head.w, j);
+            const float scale = d.x * static_cast<float>(s.x), shift = -d.y * static_cast<float>(s.y);
+            const uint32_t scales2 = pack_f16x2(scale, scale), shifts = pack_f16x2(shift, shift);
+            scale_and_shift_bytes(c.q[r].x >> 4u * block & 0x0f0f0f0fu, scales2, shifts, a[0][r], a[0][2 + r]);
+            scale_and_shift_bytes(c.q[r].y >> 4u * block & 0x0f0f0f0fu, scales2, shifts, a[1][r], a[1][2 + r]);
+        }
+    }
+};
+
+// Chunks of activations under way in shared memory.
+#define GEMM_STAGES 4u
+// Bytes of a chunk of one token.
+#define GEMM_TOKEN_BYTES 128u
+
+// `acc[m][n]` += (16 rows of weights m) x (8 tokens n), over all columns. `x_of(n)` is the address of
+// the columns of token n of the block, or null for zeros. `stages` is GEMM_STAGES · 8 NT · 128 bytes.
+// All warps of the block must come; the block has met at its end.
+template <uint32_t FORMAT, uint32_t MT, uint32_t NT, uint32_t WARPS, class X>
+DEVICE void multiply_tiles(const Rows16<FORMAT> (&rows)[MT], uint32_t cols, X x_of, unsigned char* stages,
+                           const uint32_t* tables, float (&acc)[MT][NT][4]) {
+    constexpr uint32_t STAGE = NT * 8u * GEMM_TOKEN_BYTES, PIECES = NT * 64u;
+    constexpr uint32_t MINE = (PIECES + WARPS * 32u - 1u) / (WARPS * 32u);
+    const uint32_t lane = lane_id(), g = lane / 4u, t = lane % 4u;
+    const uint32_t chunks = cols / 64u;
+
+    // Sixteen bytes of a token's 128; odd tokens swap halves, so that eight lanes read all banks.
+    const uint16_t* from[MINE];
+    uint32_t to[MINE];
+#pragma unroll
+    for (uint32_t i = 0; i < MINE; i++) {
+        const uint32_t piece = threadIdx.x + i * WARPS * 32u, n = piece / 8u, part = piece % 8u;
+        const uint16_t* x = piece < PIECES ? x_of(n) : nullptr;
+        from[i] = x == nullptr ? nullptr : x + part * 8u;
+        to[i] = n * GEMM_TOKEN_BYTES + (part ^ (n % 2u * 4u)) * 16u;
+    }
+    const auto copy = [&](uint32_t chunk) {
+        if (chunk < chunks) {
+            unsigned char* stage = stages + chunk % GEMM_STAGES * STAGE;
+#pragma unroll
+            for (uint32_t i = 0; i < MINE; i++) {
+                if (threadIdx.x + i * WARPS * 32u < PIECES) {
+                    copy16_async_or_zero(stage + to[i], from[i] + chunk * 64u, from[i] != nullptr);
+                }
+            }
+        }
+        copy_commit();
+    };
+
+#pragma unroll
+    for (uint32_t i = 0; i + 1 < GEMM_STAGES; i++) copy(i);
+    typename Rows16<FORMAT>::Chunk now[MT], next[MT];
+#pragma unroll
+    for (uint32_t m = 0; m < MT; m++) rows[m].fetch(now[m], 0);
+
+    for (uint32_t chunk = 0; chunk < chunks; chunk++) {
+        copy_wait<GEMM_STAGES - 2>();
+        __syncthreads();
+        copy(chunk + GEMM_STAGES - 1u);
+#pragma unroll
+        for (uint32_t m = 0; m < MT; m++) rows[m].fetch(next[m], min(chunk + 1u, chunks - 1u));
+        const unsigned char* stage = stages + chunk % GEMM_STAGES * STAGE + g * GEMM_TOKEN_BYTES;
+#pragma unroll
+        for (uint32_t block = 0; block < 2; block++) {
+            uint32_t a[MT][2][4];
+#pragma unroll
+            for (uint32_t m = 0; m < MT; m++) rows[m].decode(now[m], chunk, block, tables, a[m]);
+            const uint32_t at = ((block * 4u + t) ^ (g % 2u * 4u)) * 16u;
+#pragma unroll
+            for (uint32_t n = 0; n < NT; n++) {
+                const uint4 b = *reinterpret_cast<const uint4*>(stage + n * (8u * GEMM_TOKEN_BYTES) + at);
+#pragma unroll
+                for (uint32_t m = 0; m < MT; m++) mma_m16n8k16_f16(acc[m][n], a[m][0], b.x, b.y);
+#pragma unroll
+                for (uint32_t m = 0; m < MT; m++) mma_m16n8k16_f16(acc[m][n], a[m][1], b.z, b.w);
+            }
+        }
+#pragma unroll
+        for (uint32_t m = 0; m < MT; m++) now[m] = next[m];
+    }
+    copy_wait<0>();
+    __syncthreads();
+}

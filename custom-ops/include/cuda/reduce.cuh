@@ -1,0 +1,31 @@
+// Sums and maxima over a block, always in the same order: equal inputs give equal bits.
+#pragma once
+
+#include "warp.cuh"
+
+template <class T> DEVICE T warp_total(T value) {
+#pragma unroll
+    for (uint32_t mask = 16; mask != 0; mask /= 2) value += shuffle_xor(value, mask);
+    return value;
+}
+
+// The sum over all threads, in every thread. `scratch` has room for one value a warp; threads must meet
+// before it is used again.
+template <class T> DEVICE T block_total(T value, T* scratch) {
+    value = warp_total(value);
+    if (lane_id() == 0) scratch[warp_id()] = value;
+    __syncthreads();
+    T total = T(0);
+    const uint32_t warps = (blockDim.x + 31) / 32;
+    for (uint32_t warp = 0; warp < warps; warp++) total += scratch[warp];
+    return total;
+}
+
+// `1 / sqrt(mean(x²) + eps)` of `n` values, in every thread: squares and their sum in f64, as in the
+// reference.
+DEVICE float rms_scale(const float* x, uint32_t n, double eps, double* scratch) {
+    double sum = 0.0;
+    for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) sum += double(x[i]) * double(x[i]);
+    sum = block_total(sum, scratch);
+    return float(1.0 / sqrt(sum / double(n) + eps));
+}

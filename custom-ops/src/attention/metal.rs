@@ -1,0 +1,150 @@
+//! The launches: one for each sequence, and one more that joins the shares of few tokens.
+
+use candle_core::{bail, DType, Result, Tensor};
+
+use super::{Attend, Compressed, Selection};
+use crate::device::metal::{library, parameters, Binding, Launch, Library, Output};
+use crate::device::{on_metal, Workspace};
+use crate::ragged::{Ragged, Span};
+use crate::RowFormat;
+
+/// The head that the kernels are made for.
+const DIM: usize = 512;
+/// Heads and threads of a threadgroup.
+const HEADS: usize = 16;
+const THREADS: usize = 256;
+const JOIN_THREADS: usize = 128;
+/// Tokens from which on every token's rows stay together.
+const MANY_TOKENS: usize = 8;
+/// Threadgroups that keep a large GPU busy.
+const BUSY: usize = 128;
+/// The least rows that are worth a threadgroup of their own.
+const LEAST_SHARE: usize = 32;
+
+parameters! {
+    struct Params {
+        heads: u32,
+        row: u32,
+        start: u32,
+        slots: u32,
+        window: u32,
+        ratio: u32,
+        chosen: u32,
+        rows: u32,
+        page_rows: u32,
+        row_bytes: u32,
+        splits: u32,
+        scale: f32,
+    }
+}
+
+fn kernels() -> &'static Library {
+    library!()
+}
+
+/// Rows that the last token of a span attends to at most.
+fn most_rows(window: usize, compressed: Option<&Compressed<'_>>, span: &Span) -> Result<usize> {
+    let chosen = match compressed.map(|c| c.selection) {
+        None => 0,
+        Some(Selection::Visible { ratio }) => span.end() / ratio.max(1),
+        Some(Selection::Chosen(ids)) => ids.dim(1)?,
+    };
+    Ok(window.min(span.end()) + chosen)
+}
+
+/// Into how many shares a span's rows are split.
+fn splits(heads: usize, tokens: usize, rows: usize) -> usize {
+    if tokens >= MANY_TOKENS {
+        return 1;
+    }
+    let groups = heads.div_ceil(HEADS) * tokens.max(1);
+    BUSY.div_ceil(groups).min(rows / LEAST_SHARE).max(1)
+}
+
+/// Room for the results of shares: maximum, weight and sums of each head.
+pub(super) fn partial_results(
+    heads: usize,
+    window: usize,
+    compressed: Option<&Compressed<'_>>,
+    batch: &Ragged,
+    ws: &Workspace,
+) -> Result<Tensor> {
+    let mut most = 1;
+    if on_metal(ws.device()) {
+        for span in batch.spans() {
+            let splits = splits(heads, span.len, most_rows(window, compressed, span)?);
+            if splits > 1 {
+                most = most.max(span.len * heads * splits * (DIM + 2));
+            }
+        }
+    }
+    ws.f32(most)
+}
+
+impl Attend<'_> {
+    pub(super) fn on_metal(&self, out: &Output) -> Result<()> {
+        let (_, heads, dim) = self.q.dims3()?;
+        if dim != DIM {
+            bail!("attention: Metal kernels have heads of {DIM} values, not {dim}");
+        }
+        for (index, (span, ring)) in self.batch.spans().iter().zip(self.windows).enumerate() {
+            let rows = self.compressed.as_ref().map(|c| c.rows[index]);
+            let (ratio, chosen) = match self.compressed.as_ref().map(|c| c.selection) {
+                None => (0, None),
+                Some(Selection::Visible { ratio }) => (ratio, None),
+                Some(Selection::Chosen(ids)) => (0, Some(ids)),
+            };
+            let format = rows.map_or(RowFormat::F32 { width: dim }, |rows| rows.format());
+            let packed = match format {
+                RowFormat::F32 { .. } => false,
+                RowFormat::Fp8 { nope: 448, rope: 64 } => true,
+                other => bail!("attention: no Metal kernel reads rows of {other:?}"),
+            };
+            let k = chosen.map_or(Ok(0), |ids| ids.dim(1))?;
+            let shares =
+                splits(heads, span.len, most_rows(self.window, self.compressed.as_ref(), span)?);
+            let params = Params {
+                heads: heads as u32,
+                row: span.row as u32,
+                start: span.start as u32,
+                slots: ring.slots() as u32,
+                window: self.window as u32,
+                ratio: ratio as u32,
+                chosen: k as u32,
+                rows: rows.map_or(0, |rows| rows.len()) as u32,
+                page_rows: rows.map_or(1, |rows| rows.page_rows()) as u32,
+                row_bytes: format.row_bytes() as u32,
+                splits: shares as u32,
+                scale: self.scale,
+            };
+            let pages = match rows {
+                Some(rows) => rows.metal("attention")?,
+                None => Vec::new(),
+            };
+            let ids = match chosen {
+                Some(ids) => Binding::tensor("attention", ids, DType::U32)?.skip(span.row * k * 4),
+                None => Binding::tensor("attention", self.sinks, DType::F32)?,
+            };
+            let groups = [shares, heads.div_ceil(HEADS), span.len];
+            Launch::new("attention", kernels(), "attend", &params)
+                .constants(&[packed])
+                .table(&pages, crate::kv::RECENT_PAGES)
+                .read(self.q)?
+                .read(self.kv)?
+                .read(ring.data())?
+                .bind(ids)
+                .read(self.sinks)?
+                .write_tensor(&self.partial, DType::F32)?
+                .write(out)
+                .run(&out.gpu, groups, THREADS)?;
+            if shares > 1 {
+                Launch::new("attention", kernels(), "attend_join", &params)
+                    .read(&self.partial)?
+                    .read(self.sinks)?
+                    .write(out)
+                    .run(&out.gpu, [heads, span.len, 1], JOIN_THREADS)?;
+            }
+        }
+        Ok(())
+    }
+}

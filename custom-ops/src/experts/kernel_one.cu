@@ -1,0 +1,314 @@
+// The experts of one token: two launches, each bound by reading the chosen experts once.
+#include "../../include/cuda/experts.h"
+#include "../../include/cuda/gated_unit.cuh"
+#include "../../include/cuda/gemm.cuh"
+#include "../../include/cuda/pieces.cuh"
+
+namespace {
+
+// Columns of the routed matrices: 16 blocks of IQ2_XXS, and 8 of Q2_K, so that a lane has whole ones.
+constexpr uint32_t HIDDEN = 4096;
+constexpr uint32_t INTER = 2048;
+constexpr uint32_t ONE_WARPS = 16;
+
+// A row of gate and of up: a lane has groups `2 lane, + 1` of 32 values of each half of the row.
+struct RowPair {
+    uint4 q[2][2];
+    uint32_t d[2];
+};
+
+DEVICE void fetch_pair(RowPair& pair, const Weight& gate, const Weight& up, uint32_t expert, uint32_t row) {
+    const uint32_t lane = lane_id();
+#pragma unroll
+    for (uint32_t m = 0; m < 2; m++) {
+        const Weight& w = m == 0 ? gate : up;
+        const uint8_t* codes = w.plane[0] + expert * w.stride[0] + static_cast<uint64_t>(row) * (HIDDEN / 4u);
+        pair.q[m][0] = load_weights16(codes + lane * 16u);
+        pair.q[m][1] = load_weights16(codes + 512u + lane * 16u);
+        // The scales of blocks lane / 4 and 8 + lane / 4 are neighbours.
+        pair.d[m] = load_weights4(w.plane[1] + expert * w.stride[1] + static_cast<uint64_t>(row) * 32u + lane / 4u * 4u);
+    }
+}
+
+// 32 values of a row times 32 bytes of x.
+DEVICE int32_t dot_group(uint32_t runs, uint32_t signs, const uint32_t* x, const uint32_t* tables,
+                         uint32_t positive, uint32_t negative) {
+    const uint32_t lane = lane_id();
+    int32_t sum = 0;
+#pragma unroll
+    for (uint32_t l = 0; l < 4; l++) {
+        const uint32_t select = tables[(runs >> 8u * l & 255u) * 32u + lane] |
+                                tables[8192u + (signs >> 7u * l & 127u) * 32u + lane];
+        sum = dp4a(byte_perm(positive, negative, select), x[2 * l], sum);
+        sum = dp4a(byte_perm(positive, negative, select >> 16), x[2 * l + 1], sum);
+    }
+    return sum;
+}
+
+// Sums of eight values over a warp: lane `4 i ..+4` gets value i's. Fixed order.
+DEVICE float reduce8(const float (&v)[8]) {
+    const uint32_t lane = lane_id();
+    float four[4], two[2];
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) {
+        const bool upper = lane & 16u;
+        const float keep = upper ? v[4 + i] : v[i], give = upper ? v[i] : v[4 + i];
+        four[i] = keep + shuffle_xor(give, 16u);
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < 2; i++) {
+        const bool upper = lane & 8u;
+        const float keep = upper ? four[2 + i] : four[i], give = upper ? four[i] : four[2 + i];
+        two[i] = keep + shuffle_xor(give, 8u);
+    }
+    const bool upper = lane & 4u;
+    float one = (upper ? two[1] : two[0]) + shuffle_xor(upper ? two[0] : two[1], 4u);
+    one += shuffle_xor(one, 2u);
+    one += shuffle_xor(one, 1u);
+    return one;
+}
+
+}  // namespace
+
+// Grid: one block a multiprocessor. Shared memory: tables, x as bytes and scales, sums of the shared
+// expert, ids and weights: IQ2_XXS_TABLE_BYTES + 4096 + 512 + 2 · 16 · 16 · 4 · rounds + 64, where rounds
+// is the number of tiles of the shared expert that a block has at most.
+KERNEL(experts_one_gate_up, ExpertsGateUpParams, 512) {
+    SHARED(unsigned char, shared);
+    uint32_t* tables = reinterpret_cast<uint32_t*>(shared);
+    uint32_t* quants = tables + IQ2_XXS_TABLE_BYTES / 4u;
+    float* scales = reinterpret_cast<float*>(quants + HIDDEN / 4u);
+    uint32_t* ids = reinterpret_cast<uint32_t*>(scales + HIDDEN / 32u);
+    float* weights = reinterpret_cast<float*>(ids + 8);
+    float* sums = weights + 8;  // [tile, gate or up, warp, 16]
+    const uint32_t warp = warp_id(), lane = lane_id(), g = lane / 4u, t = lane % 4u;
+
+    // What needs nothing of the kernels before: the shared expert's first piece, and the tables.
+    const uint32_t shared_tiles = p.shared_gate.rows / 16u;
+    const uint32_t first = shared_tiles * blockIdx.x / gridDim.x, last = shared_tiles * (blockIdx.x + 1u) / gridDim.x;
+    Piece piece;
+    fetch_all(piece, first < last ? aim(p.shared_gate, first, warp) : nowhere());
+    fill_iq2_xxs_tables(tables);
+    pdl_wait();
+    // Only now: the kernel after reads the ids before its wait, so they must be there when it starts.
+    pdl_trigger();
+
+    if (threadIdx.x < p.k) {
+        const uint32_t id = p.ids[threadIdx.x];
+        ids[threadIdx.x] = min(id, p.gate.stack - 1u);
+        weights[threadIdx.x] = id < p.gate.stack ? p.weights[threadIdx.x] : f32_from_bits(0x7fc00000u);
+    }
+    quantize_to_shared(p.x, HIDDEN, quants, scales);
+    __syncthreads();
+
+    const uint32_t rows = p.gate.rows, items = p.k * rows, step = gridDim.x * ONE_WARPS;
+    uint32_t item = blockIdx.x * ONE_WARPS + warp;
+    RowPair now, next;
+    if (item < items) fetch_pair(now, p.gate, p.up, ids[item / rows], item % rows);
+
+    // The shared expert: a tile of gate and one of up at a time, a sixteenth of their columns a warp.
+    for (uint32_t tile = first; tile < last; tile++) {
+#pragma unroll
+        for (uint32_t m = 0; m < 2; m++) {
+            const Source source = m == 0           ? aim(p.shared_up, tile, warp)
+                                  : tile + 1 < last ? aim(p.shared_gate, tile + 1u, warp)
+                                                    : nowhere();
+            float sum[2] = {0.0f, 0.0f};
+            multiply_1(piece, source, false, warp, HIDDEN / 32u, nullptr, quants, scales, sum);
+#pragma unroll
+            for (uint32_t r = 0; r < 2; r++) {
+                float s = sum[r];
+                s += shuffle_xor(s, 1u);
+                s += shuffle_xor(s, 2u);
+                if (t == 0) sums[(((tile - first) * 2u + m) * ONE_WARPS + warp) * 16u + g + 8u * r] = s;
+            }
+        }
+    }
+
+    // The routed ones: a row of gate and of up a warp.
+    uint32_t x[2][16];
+    float scale[2][2];
+#pragma unroll
+    for (uint32_t c = 0; c < 2; c++) {
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+            const uint4 four = reinterpret_cast<const uint4*>(quants)[(c * 64u + lane * 2u) * 2u + i];
+            x[c][4 * i] = four.x;
+            x[c][4 * i + 1] = four.y;
+            x[c][4 * i + 2] = four.z;
+            x[c][4 * i + 3] = four.w;
+        }
+        scale[c][0] = scales[c * 64u + lane * 2u] * 0.125f;
+        scale[c][1] = scales[c * 64u + lane * 2u + 1u] * 0.125f;
+    }
+    const uint32_t positive = opaque(IQ2_XXS_POSITIVE), negative = opaque(IQ2_XXS_NEGATIVE);
+    for (; item < items; item += step) {
+        const uint32_t ahead = item + step;
+        if (ahead < items) fetch_pair(next, p.gate, p.up, ids[ahead / rows], ahead % rows);
+        float both[2];
+#pragma unroll
+        for (uint32_t m = 0; m < 2; m++) {
+            const float2 d = unpack_f16x2(now.d[m]);
+            float sum = 0.0f;
+#pragma unroll
+            for (uint32_t c = 0; c < 2; c++) {
+                const uint4 q = now.q[m][c];
+                const float s0 = static_cast<float>(dot_group(q.x, q.y, x[c], tables, positive, negative)) *
+                                 (static_cast<float>(2u * (q.y >> 28) + 1u) * scale[c][0]);
+                const float s1 = static_cast<float>(dot_group(q.z, q.w, x[c] + 8, tables, positive, negative)) *
+                                 (static_cast<float>(2u * (q.w >> 28) + 1u) * scale[c][1]);
+                sum = fmaf(s0 + s1, c == 0 ? d.x : d.y, sum);
+            }
+            both[m] = sum;
+        }
+        // Lower lanes add up gate, upper ones up.
+        const bool upper = lane & 16u;
+        float s = (upper ? both[1] : both[0]) + shuffle_xor(upper ? both[0] : both[1], 16u);
+        s += shuffle_xor(s, 8u);
+        s += shuffle_xor(s, 4u);
+        s += shuffle_xor(s, 2u);
+        s += shuffle_xor(s, 1u);
+        const float up = shuffle_xor(s, 16u);
+        if (lane == 0) p.h[item] = clamped_swiglu(s, up, p.clamp) * weights[item / rows];
+        now = next;
+    }
+
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < (last - first) * 16u; i += blockDim.x) {
+        float both[2];
+        for (uint32_t m = 0; m < 2; m++) {
+            const float* from = sums + (i / 16u * 2u + m) * (ONE_WARPS * 16u) + i % 16u;
+            float s = from[0];
+            for (uint32_t w = 1; w < ONE_WARPS; w++) s += from[w * 16u];
+            both[m] = s;
+        }
+        p.shared_h[first * 16u + i] = clamped_swiglu(both[0], both[1], p.clamp);
+    }
+}
+
+namespace {
+
+// Eight rows of Q2_K: a lane has 16 bytes of quants, a quarter of block lane / 4.
+struct EightRows {
+    uint4 q[8];
+    uint32_t s[8];
+    uint32_t d[8];
+};
+
+DEVICE void fetch_row(EightRows& rows, uint32_t i, const Weight& w, uint32_t expert, uint32_t row) {
+    const uint32_t lane = lane_id();
+    const uint64_t r = row + i;
+    rows.q[i] = load_weights16(w.plane[0] + expert * w.stride[0] + r * (INTER / 4u) + lane * 16u);
+    rows.s[i] = load_weights4(w.plane[1] + expert * w.stride[1] + r * (INTER / 16u) + lane * 4u);
+    rows.d[i] = load_weights4(w.plane[2] + expert * w.stride[2] + r * (INTER / 64u) + lane / 4u * 4u);
+}
+
+}  // namespace
+
+// Grid: one block a multiprocessor. Shared memory: h as bytes and scales,
+// (k · 2048 + shared cols) · 9 / 8, and sums, rounds · 16 · 16 · 4.
+KERNEL(experts_one_down, ExpertsDownParams, 512) {
+    SHARED(unsigned char, shared);
+    const uint32_t shared_cols = p.shared_down.rows == 0 ? 0u : p.shared_down.cols;
+    uint32_t* quants = reinterpret_cast<uint32_t*>(shared);
+    uint32_t* shared_quants = quants + p.k * (INTER / 4u);
+    float* scales = reinterpret_cast<float*>(shared_quants + shared_cols / 4u);
+    float* shared_scales = scales + p.k * (INTER / 32u);
+    float* sums = shared_scales + shared_cols / 32u;  // [tile, warp, 16]
+    const uint32_t warp = warp_id(), lane = lane_id(), g = lane / 4u, t = lane % 4u;
+    const uint32_t tiles = p.down.rows / 16u;
+    const uint32_t first = tiles * blockIdx.x / gridDim.x, last = tiles * (blockIdx.x + 1u) / gridDim.x;
+
+    pdl_trigger();
+    // Two warps for each slot, eight rows each; the others share the columns of the shared expert.
+    const bool routed = warp < 2u * p.k;
+    const uint32_t slot = warp / 2u, half = warp % 2u * 8u, share = warp - 2u * p.k, shares = ONE_WARPS - 2u * p.k;
+    const uint32_t pieces = shared_cols / 256u;
+    uint32_t expert = 0;
+    EightRows rows;
+    Piece piece;
+    if (routed) {
+        expert = min(p.ids[slot], p.down.stack - 1u);
+#pragma unroll
+        for (uint32_t i = 0; i < 8; i++) fetch_row(rows, i, p.down, expert, first * 16u + half);
+    } else {
+        fetch_all(piece, first < last && share < pieces ? aim(p.shared_down, first, share) : nowhere());
+    }
+    pdl_wait();
+    quantize_to_shared(p.h, p.k * INTER, quants, scales);
+    if (shared_cols != 0) quantize_to_shared(p.shared_h, shared_cols, shared_quants, shared_scales);
+    __syncthreads();
+
+    if (routed) {
+        uint32_t x[4][4];
+        float scale[4];
+        int32_t bytes[4];
+        const uint32_t block = lane / 4u, h = lane / 2u % 2u, sixteen = lane % 2u;
+#pragma unroll
+        for (uint32_t j = 0; j < 4; j++) {
+            const uint32_t at = slot * INTER + block * 256u + h * 128u + j * 32u + sixteen * 16u;
+            const uint4 four = reinterpret_cast<const uint4*>(quants)[at / 16u];
+            x[j][0] = four.x;
+            x[j][1] = four.y;
+            x[j][2] = four.z;
+            x[j][3] = four.w;
+            scale[j] = scales[at / 32u];
+            bytes[j] = 0;
+#pragma unroll
+            for (uint32_t i = 0; i < 4; i++) bytes[j] = dp4a(x[j][i], 0x01010101u, bytes[j]);
+        }
+        for (uint32_t tile = first; tile < last; tile++) {
+            float sum[8];
+#pragma unroll
+            for (uint32_t i = 0; i < 8; i++) {
+                const uint4 q = rows.q[i];
+                const uint32_t s = rows.s[i];
+                const float2 d = unpack_f16x2(rows.d[i]);
+                if (tile + 1u < last) fetch_row(rows, i, p.down, expert, tile * 16u + 16u + half);
+                float product = 0.0f, minimum = 0.0f;
+#pragma unroll
+                for (uint32_t j = 0; j < 4; j++) {
+                    int32_t dot = dp4a(q.x >> 2u * j & 0x03030303u, x[j][0], 0);
+                    dot = dp4a(q.y >> 2u * j & 0x03030303u, x[j][1], dot);
+                    dot = dp4a(q.z >> 2u * j & 0x03030303u, x[j][2], dot);
+                    dot = dp4a(q.w >> 2u * j & 0x03030303u, x[j][3], dot);
+                    const int32_t c = static_cast<int32_t>(s >> 8u * j & 15u), m = static_cast<int32_t>(s >> (8u * j + 4u) & 15u);
+                    product = fmaf(static_cast<float>(dot * c), scale[j], product);
+                    minimum = fmaf(static_cast<float>(bytes[j] * m), scale[j], minimum);
+                }
+                sum[i] = product * d.x - minimum * d.y;
+            }
+            const float of_row = reduce8(sum);
+            if (t == 0) sums[((tile - first) * ONE_WARPS + warp) * 16u + half + g] = of_row;
+        }
+    } else if (pieces != 0) {
+        for (uint32_t tile = first; tile < last; tile++) {
+            float sum[2] = {0.0f, 0.0f};
+            for (uint32_t i = share; i < pieces; i += shares) {
+                const Source source = i + shares < pieces ? aim(p.shared_down, tile, i + shares)
+                                      : tile + 1u < last  ? aim(p.shared_down, tile + 1u, share)
+                                                          : nowhere();
+                multiply_1(piece, source, false, i, shared_cols / 32u, nullptr, shared_quants, shared_scales, sum);
+            }
+#pragma unroll
+            for (uint32_t r = 0; r < 2; r++) {
+                float s = sum[r];
+                s += shuffle_xor(s, 1u);
+                s += shuffle_xor(s, 2u);
+                if (t == 0) sums[((tile - first) * ONE_WARPS + warp) * 16u + g + 8u * r] = s;
+            }
+        }
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < (last - first) * 16u; i += blockDim.x) {
+        const float* from = sums + i / 16u * (ONE_WARPS * 16u) + i % 16u;
+        float s = 0.0f;
+        for (uint32_t k = 0; k < p.k; k++) s += from[(2u * k + i % 16u / 8u) * 16u];
+        if (pieces != 0) {
+            float common = 0.0f;
+            for (uint32_t w = 2u * p.k; w < ONE_WARPS && w - 2u * p.k < pieces; w++) common += from[w * 16u];
+            s += common;
+        }
+        p.out[first * 16u + i] = s;
+    }
+}

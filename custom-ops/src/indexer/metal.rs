@@ -1,0 +1,98 @@
+//! The launches: scores of all visible rows of some tokens, then the best of each.
+
+use candle_core::{bail, DType, Result, Tensor};
+
+use super::Select;
+use crate::device::metal::{library, parameters, Launch, Library, Output};
+use crate::device::{on_metal, Workspace};
+use crate::ragged::Ragged;
+use crate::RowFormat;
+
+/// The head that the kernels are made for.
+const DIM: usize = 128;
+/// Rows and threads of a threadgroup that scores.
+const ROWS: usize = 32;
+const SCORE_THREADS: usize = 128;
+const SELECT_THREADS: usize = 512;
+/// Scores that are kept at a time: 64 MiB.
+const MOST_SCORES: usize = 1 << 24;
+
+parameters! {
+    struct Params {
+        heads: u32,
+        row: u32,
+        start: u32,
+        ratio: u32,
+        k: u32,
+        stride: u32,
+        page_rows: u32,
+        row_bytes: u32,
+    }
+}
+
+fn kernels() -> &'static Library {
+    library!()
+}
+
+/// Tokens of a span of `len` that are scored at once.
+fn tokens_at_once(len: usize, visible: usize) -> usize {
+    (MOST_SCORES / visible.max(1)).clamp(1, len.max(1))
+}
+
+/// Room for the scores of as many tokens as are treated at once.
+pub(super) fn room_for_scores(ratio: usize, batch: &Ragged, ws: &Workspace) -> Result<Tensor> {
+    let mut most = 1;
+    if on_metal(ws.device()) {
+        for span in batch.spans() {
+            let visible = span.end() / ratio.max(1);
+            most = most.max(tokens_at_once(span.len, visible) * visible);
+        }
+    }
+    ws.f32(most)
+}
+
+impl Select<'_> {
+    pub(super) fn on_metal(&self, out: &Output) -> Result<()> {
+        let (_, heads, dim) = self.q.dims3()?;
+        if dim != DIM || heads % 8 != 0 {
+            bail!("select_rows: Metal kernels have a multiple of 8 heads of {DIM}, not {heads} of {dim}");
+        }
+        for (span, keys) in self.batch.spans().iter().zip(self.keys) {
+            let visible = span.end() / self.ratio;
+            let packed = match keys.format() {
+                RowFormat::F32 { .. } => false,
+                RowFormat::Fp4 { width: DIM } => true,
+                other => bail!("select_rows: no Metal kernel reads keys of {other:?}"),
+            };
+            let pages = keys.metal("select_rows")?;
+            let at_once = tokens_at_once(span.len, visible);
+            for first in (0..span.len).step_by(at_once) {
+                let tokens = at_once.min(span.len - first);
+                let params = Params {
+                    heads: heads as u32,
+                    row: (span.row + first) as u32,
+                    start: (span.start + first) as u32,
+                    ratio: self.ratio as u32,
+                    k: self.k as u32,
+                    stride: visible as u32,
+                    page_rows: keys.page_rows() as u32,
+                    row_bytes: keys.format().row_bytes() as u32,
+                };
+                if visible > self.k {
+                    Launch::new("select_rows", kernels(), "index_scores", &params)
+                        .constants(&[packed])
+                        .table(&pages, crate::kv::RECENT_PAGES)
+                        .read(self.q)?
+                        .read(self.weights)?
+                        .write_tensor(&self.scores, DType::F32)?
+                        .run(&out.gpu, [visible.div_ceil(ROWS), tokens, 1], SCORE_THREADS)?;
+                }
+                Launch::new("select_rows", kernels(), "index_select", &params)
+                    .read(&self.scores)?
+                    .write(out)
+                    .run(&out.gpu, [tokens, 1, 1], SELECT_THREADS)?;
+            }
+        }
+        Ok(())
+    }
+}

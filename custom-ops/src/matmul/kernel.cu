@@ -1,0 +1,311 @@
+// Products of few tokens with a weight: bound by reading the weight once.
+//
+// A tile of 16 rows is shared by `split` warps, each with pieces of its columns (256 of Q8_0, 128 of
+// F16: 4 KB). A block has a run of tiles; its warps work through them without meeting, leave their
+// sums in shared memory, and add up at the end, always in the same order. Weights of few rows and many
+// columns are shared by the blocks of a cluster, each with a run of the columns.
+#include "../../include/cuda/matmul.h"
+
+#include "../../include/cuda/cluster.cuh"
+#include "../../include/cuda/mma.cuh"
+#include "../../include/cuda/pieces.cuh"
+
+namespace {
+
+// Which tile, of which weight.
+struct Tile {
+    uint32_t part;
+    uint32_t tile;  // in its weight
+};
+
+DEVICE uint32_t tiles_of(const Weight& w) { return (w.rows + 15u) / 16u; }
+
+DEVICE Tile find_tile(const MatmulParams& p, uint32_t index) {
+    Tile at = {0, index};
+    while (at.part + 1 < p.parts && at.tile >= tiles_of(p.w[at.part])) {
+        at.tile -= tiles_of(p.w[at.part]);
+        at.part += 1;
+    }
+    return at;
+}
+
+DEVICE bool is_f16(const MatmulParams& p, const Tile& at) { return p.w[at.part].format == WEIGHT_F16; }
+
+// The columns of this block: a run of them if it is one of a cluster.
+struct Columns {
+    uint32_t first;
+    uint32_t count;
+};
+
+DEVICE Columns columns_of_block(const MatmulParams& p) {
+    const uint32_t first = min(cluster_rank() * p.block_cols, p.w[0].cols);
+    return {first, min(p.block_cols, p.w[0].cols - first)};
+}
+
+// Pieces of a tile's columns: the first one, and how many.
+DEVICE uint32_t first_piece(const MatmulParams& p, const Tile& at, const Columns& columns) {
+    return columns.first / (is_f16(p, at) ? 128u : 256u);
+}
+DEVICE uint32_t pieces_of(const MatmulParams& p, const Tile& at, const Columns& columns) {
+    return is_f16(p, at) ? (columns.count + 127u) / 128u : (columns.count + 255u) / 256u;
+}
+
+// Shared memory of `matmul_1`, in this order.
+struct Activations {
+    float* plain;            // [x_groups, cols] if there is an F16 weight
+    uint32_t* quants;        // [x_groups, cols / 4]
+    float* scales;           // [x_groups, cols / 32]
+    float* sums;             // [rounds, warps, 16]
+};
+
+DEVICE Activations activations(const MatmulParams& p, unsigned char* shared) {
+    const uint32_t count = p.x_groups * p.block_cols;
+    Activations a;
+    a.plain = reinterpret_cast<float*>(shared);
+    a.quants = reinterpret_cast<uint32_t*>(a.plain + (p.has_f16 ? count : 0u));
+    a.scales = reinterpret_cast<float*>(a.quants + (p.has_q8_0 ? count / 4u : 0u));
+    a.sums = a.scales + (p.has_q8_0 ? count / 32u : 0u);
+    return a;
+}
+
+// The block's groups of x, or its columns: as they are, and as bytes with scales.
+DEVICE void fetch_x(const MatmulParams& p, const Activations& a, uint32_t first_group, const Columns& columns) {
+    const uint32_t cols = p.w[0].cols;
+    const uint32_t count = p.groups == 1u ? columns.count : min(p.x_groups, p.groups - first_group) * cols;
+    const float* x = p.x + static_cast<uint64_t>(first_group) * cols + columns.first;
+    if (p.has_q8_0) quantize_to_shared(x, count, a.quants, a.scales);
+    if (p.has_f16) {
+        for (uint32_t i = threadIdx.x; i < count / 4u; i += blockDim.x) {
+            reinterpret_cast<float4*>(a.plain)[i] = reinterpret_cast<const float4*>(x)[i];
+        }
+    }
+}
+
+// Up to 8 NT tokens, eight to a matrix product.
+template <uint32_t NT>
+DEVICE void multiply_many(const MatmulParams& p, Piece& piece, const Source& next, bool f16, uint32_t index,
+                          uint32_t blocks, uint32_t group, float (&sum)[NT][4]) {
+    const uint32_t lane = lane_id(), g = lane / 4u, t = lane % 4u;
+    if (f16) {
+        const uint32_t width = p.groups * p.w[0].cols;
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+            const uint32_t block = min(index * 4u + i, blocks - 1u);
+            const uint4 q0 = piece.q[2 * i], q1 = piece.q[2 * i + 1];
+            const uint32_t a0[4] = {q0.x, q1.x, q0.y, q1.y}, a1[4] = {q0.z, q1.z, q0.w, q1.w};
+            piece.q[2 * i] = fetch(next, 2 * i);
+            piece.q[2 * i + 1] = fetch(next, 2 * i + 1);
+#pragma unroll
+            for (uint32_t n = 0; n < NT; n++) {
+                const uint32_t token = n * 8u + g;
+                float4 x[2];
+                x[0] = x[1] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                if (token < p.tokens) {
+                    const float* from = p.x + static_cast<uint64_t>(token) * width +
+                                        group * p.w[0].cols + block * 32u + t * 8u;
+                    x[0] = reinterpret_cast<const float4*>(from)[0];
+                    x[1] = reinterpret_cast<const float4*>(from)[1];
+                }
+                // A half and the half of what it leaves out: together 22 bits of x.
+#pragma unroll
+                for (uint32_t h = 0; h < 2; h++) {
+                    const uint32_t high0 = pack_f16x2(x[h].x, x[h].y), high1 = pack_f16x2(x[h].z, x[h].w);
+                    const float2 y0 = unpack_f16x2(high0), y1 = unpack_f16x2(high1);
+                    const uint32_t low0 = pack_f16x2(x[h].x - y0.x, x[h].y - y0.y);
+                    const uint32_t low1 = pack_f16x2(x[h].z - y1.x, x[h].w - y1.y);
+                    mma_m16n8k16_f16(sum[n], h == 0 ? a0 : a1, high0, high1);
+                    mma_m16n8k16_f16(sum[n], h == 0 ? a0 : a1, low0, low1);
+                }
+            }
+        }
+    } else {
+        const uint32_t first = group * blocks;
+#pragma unroll
+        for (uint32_t i = 0; i < 8; i++) {
+            const uint32_t block = min(index * 8u + i, blocks - 1u);
+            const uint4 q = piece.q[i];
+            piece.q[i] = fetch(next, i);
+            const uint32_t a[4] = {q.x, q.y, q.z, q.w};
+            const float2 w = unpack_f16x2(word(piece.s[i / 4u], i % 4u));
+#pragma unroll
+            for (uint32_t n = 0; n < NT; n++) {
+                const uint32_t at_block = (first + block) * (8u * NT) + n * 8u;
+                const uint2 b = reinterpret_cast<const uint2*>(p.quants)[(at_block + g) * 4u + t];
+                const float2 scale = reinterpret_cast<const float2*>(p.scales)[at_block / 2u + t];
+                int32_t c[4];
+                mma_m16n8k32_s8(c, a, b.x, b.y);
+                sum[n][0] = fmaf(static_cast<float>(c[0]), w.x * scale.x, sum[n][0]);
+                sum[n][1] = fmaf(static_cast<float>(c[1]), w.x * scale.y, sum[n][1]);
+                sum[n][2] = fmaf(static_cast<float>(c[2]), w.y * scale.x, sum[n][2]);
+                sum[n][3] = fmaf(static_cast<float>(c[3]), w.y * scale.y, sum[n][3]);
+            }
+            if (i % 4u == 3u) piece.s[i / 4u] = fetch_scales(next, i / 4u);
+        }
+    }
+    if (f16) {
+        piece.s[0] = fetch_scales(next, 0);
+        piece.s[1] = fetch_scales(next, 1);
+    }
+}
+
+// NT is 0 for one token, else the number of eights.
+template <uint32_t NT>
+DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
+    constexpr uint32_t TOKENS = NT == 0 ? 1u : 8u * NT;
+    const uint32_t warp = warp_id(), lane = lane_id(), g = lane / 4u, t = lane % 4u;
+    const uint32_t cols = p.w[0].cols, size = cluster_size();
+    const uint32_t block = blockIdx.x / size, of_grid = gridDim.x / size;
+    const Columns columns = columns_of_block(p);
+    uint32_t tiles = 0;
+    for (uint32_t i = 0; i < p.parts; i++) tiles += tiles_of(p.w[i]);
+    const uint32_t first = static_cast<uint32_t>(static_cast<uint64_t>(tiles) * block / of_grid);
+    const uint32_t last = static_cast<uint32_t>(static_cast<uint64_t>(tiles) * (block + 1u) / of_grid);
+    const uint32_t slots = MATMUL_WARPS / p.split, slot = warp / p.split, share = warp % p.split;
+    const uint32_t group_tiles = p.w[0].rows / p.groups / 16u;
+
+    pdl_trigger();
+    // The flat sequence of this warp's pieces: tile after tile, each `split` pieces apart.
+    Tile at = find_tile(p, first + slot);
+    Piece now;
+    fetch_all(now, first + slot < last && share < pieces_of(p, at, columns)
+                       ? aim(p.w[at.part], at.tile, first_piece(p, at, columns) + share)
+                       : nowhere());
+    pdl_wait();
+
+    const uint32_t first_group = p.groups == 1u ? 0u : first / group_tiles;
+    Activations x = {};
+    float* sums = reinterpret_cast<float*>(shared);
+    if (NT == 0) {
+        x = activations(p, shared);
+        sums = x.sums;
+        fetch_x(p, x, first_group, columns);
+        __syncthreads();
+    }
+
+    for (uint32_t start = first; start < last; start += slots * p.rounds) {
+        for (uint32_t round = 0; round < p.rounds; round++) {
+            const uint32_t mine = start + round * slots + slot;
+            if (mine >= last) break;
+            float sum[NT == 0 ? 1 : NT][4] = {};
+            const uint32_t group = p.groups == 1u ? 0u : at.tile / group_tiles;
+            const bool f16 = is_f16(p, at), ahead = mine + slots < last;
+            const uint32_t pieces = pieces_of(p, at, columns), from = first_piece(p, at, columns);
+            uint32_t piece = share;
+            bool more;
+            do {
+                // The next piece of this tile, or the first of this warp's next one.
+                const uint32_t current = piece;
+                more = piece + p.split < pieces;
+                piece = more ? piece + p.split : share;
+                if (!more && ahead) at = find_tile(p, mine + slots);
+                const Source next = more || (ahead && share < pieces_of(p, at, columns))
+                                        ? aim(p.w[at.part], at.tile, first_piece(p, at, columns) + piece)
+                                        : nowhere();
+                if (current >= pieces) {
+                    // Fewer pieces than warps.
+                    fetch_all(now, next);
+                } else if constexpr (NT == 0) {
+                    const uint32_t local = group - first_group;
+                    float two[2] = {sum[0][0], sum[0][1]};
+                    multiply_1(now, next, f16, current, columns.count / 32u, x.plain + local * cols,
+                               x.quants + local * (cols / 4u), x.scales + local * (cols / 32u), two);
+                    sum[0][0] = two[0];
+                    sum[0][1] = two[1];
+                } else {
+                    multiply_many<NT>(p, now, next, f16, from + current, cols / 32u, group, sum);
+                }
+            } while (more);
+            float* to = sums + (round * MATMUL_WARPS + warp) * (16u * TOKENS);
+            if constexpr (NT == 0) {
+#pragma unroll
+                for (uint32_t r = 0; r < 2; r++) {
+                    float s = sum[0][r];
+                    s += shuffle_xor(s, 1u);
+                    s += shuffle_xor(s, 2u);
+                    if (t == 0) to[g + 8u * r] = s;
+                }
+            } else {
+#pragma unroll
+                for (uint32_t n = 0; n < NT; n++) {
+#pragma unroll
+                    for (uint32_t i = 0; i < 4; i++) {
+                        to[(n * 8u + 2u * t + i % 2u) * 16u + g + 8u * (i / 2u)] = sum[n][i];
+                    }
+                }
+            }
+        }
+        cluster_sync();
+        const uint32_t here = min(last - start, slots * p.rounds);
+        for (uint32_t i = threadIdx.x; cluster_rank() == 0 && i < here * 16u * TOKENS; i += blockDim.x) {
+            const uint32_t tile_here = i / (16u * TOKENS), value = i % (16u * TOKENS);
+            float s = 0.0f;
+            for (uint32_t b = 0; b < size; b++) {
+                const float* from = cluster_shared(sums, b) + tile_here * p.split * (16u * TOKENS) + value;
+                for (uint32_t w = 0; w < p.split; w++) s += from[w * (16u * TOKENS)];
+            }
+            const Tile tile = find_tile(p, start + tile_here);
+            const uint32_t row = tile.tile * 16u + value % 16u, token = value / 16u;
+            const uint32_t rows = p.w[tile.part].rows;
+            if (row < rows && token < p.tokens) p.out[tile.part][static_cast<uint64_t>(token) * rows + row] = s;
+        }
+        // Sums stay until they have been read.
+        cluster_sync();
+    }
+}
+
+}  // namespace
+
+KERNEL(matmul_1, MatmulParams, 512) {
+    SHARED(unsigned char, shared);
+    matmul_few<0>(p, shared);
+}
+KERNEL(matmul_8, MatmulParams, 512) {
+    SHARED(unsigned char, shared);
+    matmul_few<1>(p, shared);
+}
+KERNEL(matmul_16, MatmulParams, 512) {
+    SHARED(unsigned char, shared);
+    matmul_few<2>(p, shared);
+}
+KERNEL(matmul_32, MatmulParams, 512) {
+    SHARED(unsigned char, shared);
+    matmul_few<4>(p, shared);
+}
+
+// A warp makes four blocks of 32 columns of a row at a time.
+KERNEL(quantize_rows, QuantizeRowsParams, 256) {
+    pdl_trigger();
+    pdl_wait();
+    const uint32_t blocks = p.width / 32u, lane = lane_id(), in_block = lane % 8u;
+    const uint32_t fours = (blocks + 3u) / 4u;
+    const uint32_t warp = blockIdx.x * (blockDim.x / 32u) + warp_id();
+    if (warp >= fours * p.padded) return;
+    const uint32_t token = warp / fours, block = warp % fours * 4u + lane / 8u;
+    const bool there = token < p.tokens && block < blocks;
+    const float4 v = there ? reinterpret_cast<const float4*>(
+                                 p.x + static_cast<uint64_t>(token) * p.width)[block * 8u + in_block]
+                           : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    float scale;
+    const uint32_t four = quantize_shared_scale(v, scale);
+    if (block < blocks) {
+        const uint64_t at = static_cast<uint64_t>(block) * p.padded + token;
+        uint32_t* to = reinterpret_cast<uint32_t*>(p.quants + at * 32u);
+        to[in_block % 4u * 2u + in_block / 4u] = four;
+        if (in_block == 0) p.scales[at] = scale;
+    }
+}
+
+// A thread makes eight halves.
+KERNEL(halve_rows, HalveRowsParams, 256) {
+    pdl_trigger();
+    pdl_wait();
+    const uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= p.tokens * (p.width / 8u)) return;
+    const uint64_t block = i / 4u;
+    const uint32_t q = static_cast<uint32_t>(i % 4u);
+    const float4* x = reinterpret_cast<const float4*>(p.x + block * 32u);
+    const float4 a = p.order == HALVES_FOR_Q8_0 ? x[q] : x[2u * q];
+    const float4 b = p.order == HALVES_FOR_Q8_0 ? x[4u + q] : x[2u * q + 1u];
+    reinterpret_cast<uint4*>(p.halves)[i] =
+        make_uint4(pack_f16x2(a.x, a.y), pack_f16x2(a.z, a.w), pack_f16x2(b.x, b.y), pack_f16x2(b.z, b.w));
+}

@@ -1,0 +1,212 @@
+// Checks and timings of the experts.
+#pragma once
+
+#include "matmul.h"
+
+struct Network {
+    RandomWeight gate, up, down;
+    Network(uint32_t format, uint32_t down_format, uint32_t n, uint32_t hidden, uint32_t inter, bool timed = false)
+        : gate(format, n, inter, hidden, timed), up(format, n, inter, hidden, timed), down(down_format, n, hidden, inter, timed) {}
+};
+
+inline double swiglu(double gate, double up, double clamp) {
+    gate = std::min(gate, clamp);
+    return gate / (1 + std::exp(-gate)) * std::min(std::max(up, -clamp), clamp);
+}
+
+// What an expert makes of x, with `round` applied to what goes into each product.
+template <class R>
+std::vector<double> expert(const Network& net, uint32_t e, const float* x, double weight, double clamp, R round) {
+    std::vector<float> in(x, x + net.gate.cols), h(net.gate.rows);
+    in = round(in);
+    for (uint32_t r = 0; r < net.gate.rows; r++) {
+        double gate = 0, up = 0;
+        for (uint32_t k = 0; k < net.gate.cols; k++) {
+            gate += double(net.gate.row(e, r)[k]) * in[k];
+            up += double(net.up.row(e, r)[k]) * in[k];
+        }
+        h[r] = float(swiglu(gate, up, clamp) * weight);
+    }
+    h = round(h);
+    std::vector<double> out(net.down.rows);
+    for (uint32_t r = 0; r < net.down.rows; r++) {
+        for (uint32_t k = 0; k < net.down.cols; k++) out[r] += double(net.down.row(e, r)[k]) * h[k];
+    }
+    return out;
+}
+
+template <class R>
+std::vector<double> mixture(const Network& routed, const Network* shared, const std::vector<float>& x,
+                            const std::vector<uint32_t>& ids, const std::vector<float>& weights, uint32_t k,
+                            double clamp, R round) {
+    const uint32_t hidden = routed.gate.cols, tokens = uint32_t(x.size() / hidden);
+    std::vector<double> out(x.size());
+    for (uint32_t t = 0; t < tokens; t++) {
+        for (uint32_t s = 0; s <= k; s++) {
+            if (s == k && !shared) continue;
+            const auto term = s < k ? expert(routed, ids[t * k + s], &x[t * hidden], weights[t * k + s], clamp, round)
+                                    : expert(*shared, 0, &x[t * hidden], 1, clamp, round);
+            for (uint32_t r = 0; r < hidden; r++) out[t * hidden + r] += term[r];
+        }
+    }
+    return out;
+}
+
+inline uint32_t share(uint32_t tiles, uint32_t blocks) { return (tiles + blocks - 1) / blocks; }
+
+inline void run_one(const Network& routed, const Network* shared, const float* x, const uint32_t* ids,
+                    const float* weights, uint32_t k, float clamp, float* h, float* shared_h, float* out) {
+    ExpertsGateUpParams a = {x, ids, weights, h, shared_h, routed.gate.weight(), routed.up.weight(), {}, {}, k, clamp};
+    ExpertsDownParams b = {h, shared_h, ids, out, routed.down.weight(), {}, k, 0};
+    uint32_t tiles = 0, cols = 0;
+    if (shared) {
+        a.shared_gate = shared->gate.weight();
+        a.shared_up = shared->up.weight();
+        b.shared_down = shared->down.weight();
+        tiles = a.shared_gate.rows / 16;
+        cols = b.shared_down.cols;
+    }
+    Shape shape;
+    shape.x = multiprocessors();
+    shape.threads = 512;
+    shape.shared = 384 * 128 + 4096 + 512 + 64 + share(tiles, shape.x) * 2 * 16 * 16 * 4;
+    LAUNCH(experts_one_gate_up, shape, a);
+    b.rounds = share(b.down.rows / 16, shape.x);
+    shape.shared = (k * 2048 + cols) / 8 * 9 + b.rounds * 16 * 16 * 4;
+    LAUNCH(experts_one_down, shape, b);
+}
+
+#define EXPERTS_BY_PAIRS(op, format)                                          \
+    do {                                                                      \
+        if (of_item == 8) LAUNCH(experts_##op##_##format##_8, shape, p);      \
+        if (of_item == 32) LAUNCH(experts_##op##_##format##_32, shape, p);    \
+        if (of_item == 64) LAUNCH(experts_##op##_##format##_64, shape, p);    \
+    } while (0)
+#define EXPERTS_BY_FORMAT(op, format)                                         \
+    do {                                                                      \
+        if (format == WEIGHT_IQ2_XXS) EXPERTS_BY_PAIRS(op, iq2_xxs);          \
+        if (format == WEIGHT_Q2_K) EXPERTS_BY_PAIRS(op, q2_k);                \
+        if (format == WEIGHT_Q4_K) EXPERTS_BY_PAIRS(op, q4_k);                \
+        if (format == WEIGHT_Q8_0) EXPERTS_BY_PAIRS(op, q8_0);                \
+        if (format == WEIGHT_F16) EXPERTS_BY_PAIRS(op, f16);                  \
+    } while (0)
+
+inline void run_gate_up(const ExpertsGroupedGateUpParams& p, uint32_t items, uint32_t of_item) {
+    Shape shape;
+    shape.x = (p.gate.rows + 127) / 128;
+    shape.y = items;
+    shape.threads = 256;
+    shape.shared = (p.gate.format == WEIGHT_IQ2_XXS ? 384 * 128 : 0) + of_item * 512;
+    EXPERTS_BY_FORMAT(gate_up, p.gate.format);
+}
+inline void run_down(const ExpertsGroupedDownParams& p, uint32_t items, uint32_t of_item) {
+    Shape shape;
+    shape.x = (p.down.rows + 255) / 256;
+    shape.y = items;
+    shape.threads = 256;
+    shape.shared = (p.down.format == WEIGHT_IQ2_XXS ? 384 * 128 : 0) + of_item * 512;
+    EXPERTS_BY_FORMAT(down, p.down.format);
+}
+
+inline uint32_t order_of(uint32_t format) { return format == WEIGHT_Q8_0 ? HALVES_FOR_Q8_0 : HALVES_IN_ORDER; }
+
+// Everything that the grouped path keeps between its launches.
+struct Grouped {
+    const Network& routed;
+    const Network* shared;
+    uint32_t tokens, k, of_item, item_limit;
+    Buffer<uint16_t> x, shared_x, h, shared_h;
+    Buffer<uint32_t> order, item_count;
+    Buffer<ExpertsItem> items;
+    Buffer<float> terms, shared_terms;
+
+    Grouped(const Network& routed, const Network* shared, uint32_t tokens, uint32_t k, uint32_t of_item)
+        : routed(routed), shared(shared), tokens(tokens), k(k), of_item(of_item),
+          item_limit(std::min(routed.gate.stack, tokens * k) + tokens * k / of_item),
+          x(size_t(tokens) * routed.gate.cols), shared_x(x.size()), h(size_t(tokens) * k * routed.gate.rows),
+          shared_h(size_t(tokens) * (shared ? shared->gate.rows : 0)), order(tokens * k), item_count(1),
+          items(item_limit), terms(size_t(tokens) * k * routed.gate.cols), shared_terms(shared_h.size() ? x.size() : 0) {}
+
+    void run(const float* from, const uint32_t* ids, const float* weights, float clamp, float* out) {
+        const uint32_t hidden = routed.gate.cols, pairs = tokens * k;
+        const ExpertsGroupParams group = {ids, order.get(), items.get(), item_count.get(), pairs, routed.gate.stack, of_item};
+        Shape one;
+        one.threads = 1024;
+        one.shared = (2 * routed.gate.stack + 33) * 4;
+        LAUNCH(experts_group, one, group);
+        halve(from, x.get(), tokens, hidden, order_of(routed.gate.format));
+        run_gate_up({x.get(), h.get(), weights, order.get(), items.get(), item_count.get(), routed.gate.weight(),
+                     routed.up.weight(), pairs, k, order_of(routed.down.format), clamp},
+                    item_limit, of_item);
+        run_down({h.get(), terms.get(), order.get(), items.get(), item_count.get(), routed.down.weight(), pairs},
+                 item_limit, of_item);
+        if (shared) {
+            const uint32_t blocks = (tokens + of_item - 1) / of_item;
+            if (order_of(shared->gate.format) != order_of(routed.gate.format)) {
+                halve(from, shared_x.get(), tokens, hidden, order_of(shared->gate.format));
+            }
+            const uint16_t* halves = order_of(shared->gate.format) == order_of(routed.gate.format) ? x.get() : shared_x.get();
+            run_gate_up({halves, shared_h.get(), nullptr, nullptr, nullptr, nullptr, shared->gate.weight(),
+                         shared->up.weight(), tokens, 1, order_of(shared->down.format), clamp},
+                        blocks, of_item);
+            run_down({shared_h.get(), shared_terms.get(), nullptr, nullptr, nullptr, shared->down.weight(), tokens},
+                     blocks, of_item);
+        }
+        const ExpertsSumParams sum = {terms.get(), shared ? shared_terms.get() : nullptr, out, tokens, k, hidden};
+        Shape shape;
+        shape.threads = 256;
+        shape.x = (tokens * (hidden / 4) + 255) / 256;
+        LAUNCH(experts_sum, shape, sum);
+    }
+};
+
+inline void check_grouped(uint32_t gate, uint32_t down, uint32_t n, uint32_t hidden, uint32_t inter, uint32_t tokens,
+                          uint32_t k, uint32_t of_item, bool with_shared) {
+    const Network routed(gate, down, n, hidden, inter);
+    std::unique_ptr<Network> shared;
+    if (with_shared) shared = std::make_unique<Network>(WEIGHT_Q8_0, WEIGHT_Q8_0, 1, hidden, 2 * inter);
+    const auto x = normals(size_t(tokens) * hidden);
+    std::vector<uint32_t> ids(tokens * k);
+    std::vector<float> weights(tokens * k);
+    for (auto& id : ids) id = random_u32() % n;
+    for (auto& weight : weights) weight = 0.2f + uniform();
+    const Buffer<float> x_there(x), weights_there(weights);
+    const Buffer<uint32_t> ids_there(ids);
+    Buffer<float> out(x.size());
+    Grouped grouped(routed, shared.get(), tokens, k, of_item);
+    grouped.run(x_there.get(), ids_there.get(), weights_there.get(), 1.5f, out.get());
+    report("experts grouped by " + std::to_string(of_item) + ", formats " + std::to_string(gate) + " and " +
+               std::to_string(down) + ", " + std::to_string(tokens) + " tokens",
+           relative_error(out.download(), mixture(routed, shared.get(), x, ids, weights, k, 1.5, through_halves)), 1e-3);
+}
+
+inline void check_one(uint32_t n, uint32_t rows_inter, uint32_t k, uint32_t shared_inter) {
+    // The kernels' columns are fixed: the routed matrices cannot be small.
+    const Network routed(WEIGHT_IQ2_XXS, WEIGHT_Q2_K, n, 4096, rows_inter);
+    std::unique_ptr<Network> shared;
+    if (shared_inter) shared = std::make_unique<Network>(WEIGHT_Q8_0, WEIGHT_Q8_0, 1, 4096, shared_inter);
+    const auto x = normals(4096);
+    std::vector<uint32_t> ids(k);
+    std::vector<float> weights(k);
+    for (auto& id : ids) id = random_u32() % n;
+    for (auto& weight : weights) weight = 0.2f + uniform();
+    const Buffer<float> x_there(x), weights_there(weights);
+    const Buffer<uint32_t> ids_there(ids);
+    Buffer<float> out(4096), h(size_t(k) * rows_inter), shared_h(shared_inter);
+    run_one(routed, shared.get(), x_there.get(), ids_there.get(), weights_there.get(), k, 1.5f, h.get(), shared_h.get(), out.get());
+    report("experts of one token, " + std::to_string(k) + " of " + std::to_string(n) + ", shared " + std::to_string(shared_inter),
+           relative_error(out.download(), mixture(routed, shared.get(), x, ids, weights, k, 1.5, through_bytes)), 2e-5);
+}
+
+inline void check_experts() {
+    check_one(3, 2048, 2, 256);
+    check_one(3, 2048, EMULATED ? 3 : 6, 0);
+    check_one(EMULATED ? 2 : 16, 2048, EMULATED ? 2 : 6, 2048);
+    for (uint32_t of_item : {8u, 32u, 64u}) {
+        check_grouped(WEIGHT_IQ2_XXS, WEIGHT_Q2_K, 7, 256, 256, 37, 3, of_item, true);
+        check_grouped(WEIGHT_Q4_K, WEIGHT_Q4_K, 5, 512, 256, 11, 2, of_item, false);
+        check_grouped(WEIGHT_Q2_K, WEIGHT_IQ2_XXS, 5, 256, 256, 9, 2, of_item, false);
+        check_grouped(WEIGHT_Q8_0, WEIGHT_Q8_0, 4, 256, 256, 70, 2, of_item, true);
+        check_grouped(WEIGHT_F16, WEIGHT_F16, 1300, 128, 64, 70, 3, of_item, false);
+    }
+}
