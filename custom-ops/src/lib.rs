@@ -30,7 +30,7 @@ pub use experts::{experts, Mlp};
 pub use hyper_connection::{hyper_collapse, hyper_expand, hyper_head_mix, hyper_mix, MixParams};
 pub use indexer::{select_rows, NO_ROW};
 pub use kv::{append_rows, write_rings, Ring, Rows, PAGE_TOKENS};
-pub use matmul::{grouped_matmul, matmul};
+pub use matmul::{grouped_matmul, matmul, matmuls};
 pub use matrix::Matrix;
 pub use ragged::{Ragged, Span};
 pub use rms_norm::rms_norm;
