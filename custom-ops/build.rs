@@ -204,7 +204,9 @@ fn compile_for_emulator(sources: &[Source], out: &Path) -> Result<(), Failure> {
         }
     }
     table += "using Emulated = const char* (*)(const EmulatedLaunch*, const void*);\n";
-    table += &format!("static const struct {{ const char* name; Emulated run; }} TABLE[] = {{\n{rows}}};\n");
+    table += &format!(
+        "static const struct {{ const char* name; Emulated run; }} TABLE[] = {{\n{rows}}};\n"
+    );
     table += "extern \"C\" Emulated cuda_emulator_find(const char* name) {\n\
               \x20   for (const auto& row : TABLE) if (!strcmp(row.name, name)) return row.run;\n\
               \x20   return nullptr;\n}\n";

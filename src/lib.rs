@@ -27,7 +27,7 @@
 //! kernels; nothing above it does.
 //!
 //! Rooms import only from rooms above them in this page's order: `hub`, `gguf`, `config`, `weights`,
-//! `cache`, `model`, `sample`, `engine`, `cli`; and `tokenizer`, `prompt`, `engine`.
+//! `cache`, `model`, `sample`, `engine`, `guide`, `server` and `cli`; and `tokenizer`, `prompt`, `engine`.
 #![deny(missing_docs)]
 
 pub use candle_core as candle;
@@ -37,13 +37,16 @@ pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod demo;
+mod disk;
 pub mod engine;
 pub mod gguf;
+pub mod guide;
 pub mod hub;
 pub mod model;
 pub mod prompt;
 pub mod quantize;
 pub mod sample;
+pub mod server;
 pub mod tokenizer;
 pub mod weights;
 

@@ -1,6 +1,6 @@
 //! From logits to the next token.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use candle_core::Tensor;
 use candle_transformers::generation::{LogitsProcessor, Sampling as Candle};
@@ -111,6 +111,12 @@ pub enum SampleError {
         /// Tokens generated so far.
         position: usize,
     },
+    /// Biases and restrictions leave no token.
+    #[error(
+        "no token is left to choose from: the biases, or what the answer must look like, forbid \
+         all of them"
+    )]
+    NoneLeft,
     /// The distribution or the device.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
@@ -122,6 +128,9 @@ pub struct Sampler {
     processor: LogitsProcessor,
     /// How often each token was generated.
     generated: HashMap<u32, u32>,
+    /// The tokens among the first `read` of the context, if their repetition is penalised.
+    seen: HashSet<u32>,
+    read: usize,
     chosen: usize,
     order: Vec<u32>,
 }
@@ -139,10 +148,19 @@ impl Sampler {
             temperature => Candle::All { temperature },
         };
         let processor = LogitsProcessor::from_sampling(settings.seed, rule);
-        Ok(Self { settings, processor, generated: HashMap::new(), chosen: 0, order: Vec::new() })
+        Ok(Self {
+            settings,
+            processor,
+            generated: HashMap::new(),
+            seen: HashSet::new(),
+            read: 0,
+            chosen: 0,
+            order: Vec::new(),
+        })
     }
 
-    /// The next token, from the logits `[vocab]` after `context`.
+    /// The next token, from the logits `[vocab]` after `context`, which only grows from call to
+    /// call.
     ///
     /// # Errors
     /// Logits that are not finite, or the device.
@@ -154,17 +172,38 @@ impl Sampler {
     /// The same for logits on the host; they are changed.
     ///
     /// # Errors
-    /// Logits that are not finite.
+    /// Logits that are not finite, or none left.
     pub fn sample_slice(
         &mut self,
         logits: &mut [f32],
         context: &[u32],
     ) -> Result<u32, SampleError> {
+        self.sample_restricted(logits, context, |_| Ok(()))
+    }
+
+    /// The same, where `restrict` sets the logits of tokens that may not come to −∞, last of all.
+    ///
+    /// # Errors
+    /// Logits that are not finite, none left, or that of `restrict`.
+    pub fn sample_restricted<E: From<SampleError>>(
+        &mut self,
+        logits: &mut [f32],
+        context: &[u32],
+        restrict: impl FnOnce(&mut [f32]) -> Result<(), E>,
+    ) -> Result<u32, E> {
         // One NaN or infinity would win every comparison, or poison the softmax.
         if logits.is_empty() || logits.iter().any(|logit| !logit.is_finite()) {
-            return Err(SampleError::NotFinite { position: self.chosen });
+            return Err(SampleError::NotFinite { position: self.chosen }.into());
         }
         self.penalize(logits, context);
+        restrict(logits)?;
+        Ok(self.choose(logits)?)
+    }
+
+    fn choose(&mut self, logits: &[f32]) -> Result<u32, SampleError> {
+        if logits.iter().all(|&logit| logit == f32::NEG_INFINITY) {
+            return Err(SampleError::NoneLeft);
+        }
         let token = if self.settings.temperature < 1e-4 {
             likeliest(logits)
         } else {
@@ -181,14 +220,13 @@ impl Sampler {
         Ok(token)
     }
 
-    fn penalize(&self, logits: &mut [f32], context: &[u32]) {
+    fn penalize(&mut self, logits: &mut [f32], context: &[u32]) {
         let Sampling { repetition_penalty, frequency_penalty, presence_penalty, .. } =
             self.settings;
         if repetition_penalty != 1.0 {
-            let mut seen: Vec<u32> = context.to_vec();
-            seen.sort_unstable();
-            seen.dedup();
-            for token in seen {
+            self.seen.extend(context.iter().skip(self.read));
+            self.read = context.len();
+            for &token in &self.seen {
                 if let Some(logit) = logits.get_mut(token as usize) {
                     let up = *logit < 0.0;
                     *logit =
@@ -330,6 +368,28 @@ mod tests {
                 Err(SampleError::NotFinite { position: 0 })
             ));
         }
+    }
+
+    #[test]
+    fn a_restriction_has_the_last_word_and_must_leave_a_token() {
+        let mut sampler = Sampler::new(Sampling {
+            logit_bias: HashMap::from([(1, 50.0)]),
+            ..Sampling::default()
+        })
+        .unwrap();
+        let only = |allowed: Option<usize>| {
+            move |logits: &mut [f32]| {
+                for (id, logit) in logits.iter_mut().enumerate() {
+                    if Some(id) != allowed {
+                        *logit = f32::NEG_INFINITY;
+                    }
+                }
+                Ok::<_, SampleError>(())
+            }
+        };
+        let mut draw = |allowed| sampler.sample_restricted(&mut LOGITS.clone(), &[], only(allowed));
+        assert_eq!(draw(Some(4)).unwrap(), 4);
+        assert!(matches!(draw(None), Err(SampleError::NoneLeft)));
     }
 
     #[test]

@@ -196,7 +196,7 @@ fn wrong_flags_are_named() {
 fn a_backend_that_is_not_there_says_what_to_use() {
     refused(
         &run(&["--backend", "cuda", "-p", "x"]),
-        &["--backend cuda", "CPU only", "--backend cpu"],
+        &["--device cuda", "CPU only", "--device cpu"],
     );
     refused(&run(&["--metal", "-p", "x"]), &["metal", "CPU only"]);
     assert!(stdout(&run(&greedy(&["--cpu", "-p", "What is 1 + 2?"]))).contains('3'));
@@ -325,4 +325,16 @@ fn help_and_version_are_answers() {
         assert!(help.contains(flag), "{flag} is not in: {help}");
     }
     assert!(stdout(&run(&["-V"])).starts_with("ds4 "));
+}
+
+#[test]
+fn bench_prints_one_line_of_csv_for_each_context() {
+    let line = ["bench", "--ctx-start", "8", "--ctx-max", "24", "--step-incr", "8"];
+    let output = run(&[&line[..], &["--gen-tokens", "2", "--device", "cpu"]].concat());
+    let table = stdout(&output);
+    assert_eq!(table.lines().count(), 4, "{table}");
+    assert!(table.starts_with("ctx_tokens,prefill_tokens,prefill_tps,gen_tokens,gen_tps,"));
+    assert!(stderr(&output).contains("at 24 tokens"), "{}", stderr(&output));
+    refused(&run(&["bench", "--ctx-start", "9", "--ctx-max", "8"]), &["--ctx-start 9"]);
+    refused(&run(&["bench", "--device", "gpu"]), &["--device", "cuda:N"]);
 }

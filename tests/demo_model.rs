@@ -18,8 +18,10 @@ fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny").join(name)
 }
 
+/// The bundled model, or one made from it: `DS4_TEST_MODEL=FILE`.
 fn engine() -> Engine {
-    Engine::load(path("tiny.gguf"), &Device::Cpu).unwrap()
+    let file = std::env::var_os("DS4_TEST_MODEL").map_or_else(|| path("tiny.gguf"), PathBuf::from);
+    Engine::load(file, &Device::Cpu).unwrap()
 }
 
 /// What came back, in the terms of the prompt's parser.

@@ -378,6 +378,35 @@ fn a_full_disk_leaves_no_output() {
     }
 }
 
+/// `mount -t tmpfs -o size=16m tmpfs DIR && DS4_SMALL_DISK=DIR cargo test --release --test quantize
+/// -- --ignored small_disk`.
+#[test]
+#[ignore = "needs DS4_SMALL_DISK, a folder on a disk of about 16 MiB"]
+fn a_small_disk_is_measured_first_and_told_when_others_fill_it() {
+    use std::io::Write;
+    let disk = PathBuf::from(std::env::var_os("DS4_SMALL_DISK").unwrap());
+    let (out, filler) = (disk.join("out.gguf"), disk.join("filler"));
+    let input = Input::open(demo()).unwrap();
+    let error = quantize(&input, &Options::new(Recipe::F16), &out, &mut on).unwrap_err();
+    assert!(error.to_string().contains("still to be written"), "{error}");
+    assert!(!out.exists());
+
+    let options = Options::new(Recipe::Q2);
+    let fill = &mut |p: Progress<'_>| {
+        if p.number == 9 && !filler.exists() {
+            let mut file = fs::File::create(&filler).unwrap();
+            while file.write_all(&[1; 4096]).is_ok() {}
+        }
+        ControlFlow::Continue(())
+    };
+    let error = quantize(&input, &options, &out, fill).unwrap_err();
+    assert!(error.to_string().contains("No space left"), "{error}");
+    assert!(!out.exists());
+    fs::remove_file(&filler).unwrap();
+    quantize(&input, &options, &out, &mut on).unwrap();
+    Model::load(&Gguf::open(&out).unwrap(), &Device::Cpu).unwrap();
+}
+
 #[test]
 fn plans_need_no_values() {
     let demo = Gguf::open(demo()).unwrap();

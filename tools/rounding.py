@@ -1,10 +1,12 @@
 """The activation rounding that is part of DeepSeek V4's trained graph, for torch.
 
-The checkpoint was trained with its attention rows rounded to FP8 and its indexer rounded to FP4.
+The checkpoint was trained with its attention rows rounded to FP8 and, in the channels that RoPE
+turns, BF16, and with its indexer rounded to FP4.
 `transformers` leaves that out; `patch_transformers` adds it, so that a model trained or measured
 there sees the numbers that the engine sees.
 
     fp8_round_trip   e4m3 with one power-of-two scale per block: key/value rows
+    bf16_round_trip  their rotated channels
     hadamard         orthonormal Walsh-Hadamard transform: indexer queries and keys
     fp4_round_trip   e2m1 with one power-of-two scale per block: the same, afterwards
 
@@ -62,6 +64,11 @@ def fp8_round_trip(x, block=64, straight_through=False):
     return _give_back(x, codes.float() * scale, straight_through)
 
 
+def bf16_round_trip(x, straight_through=False):
+    """Round to bf16, ties to even."""
+    return _give_back(x, x.detach().bfloat16().float(), straight_through)
+
+
 def fp4_round_trip(x, block=32, straight_through=False):
     """Round the last dimension to e2m1 in blocks that share a power-of-two scale."""
     blocks = _blocks(x, block)
@@ -103,16 +110,23 @@ def patch_transformers(model, straight_through=False):
 
     Key/value rows and main compressor rows: FP8 of the channels outside RoPE. RoPE leaves those
     alone, so rounding the output of the norm before it gives the same row as rounding after it.
+    The channels that RoPE turns are rounded to BF16 after it: a row is rotated right after its
+    norm, so the first rotation that follows a row's norm is that row's.
     Indexer queries and keys: Hadamard, then FP4, where they enter the scorer (after RoPE). The
     cache keeps the unrounded key there; rounding depends on the row alone, so doing it again at
     each call changes nothing.
     """
+    from transformers.models.deepseek_v4 import modeling_deepseek_v4 as modeling
+
     config = model.config
     unrotated = config.head_dim - config.qk_rope_head_dim
     block = kv_block(unrotated)
     index_block = min(32, config.index_head_dim)
 
+    pending = []
+
     def round_row(_module, _inputs, row):
+        pending.append(True)
         head = fp8_round_trip(row[..., :unrotated], block, straight_through)
         return torch.cat((head, row[..., unrotated:]), dim=-1)
 
@@ -123,6 +137,17 @@ def patch_transformers(model, straight_through=False):
         queries, keys, hidden = inputs
         return round_index(queries), round_index(keys), hidden
 
+    plain_rotary = modeling.apply_rotary_pos_emb
+
+    def rotary(x, *args, **kwargs):
+        row = plain_rotary(x, *args, **kwargs)
+        if not pending:
+            return row
+        pending.clear()
+        tail = bf16_round_trip(row[..., unrotated:], straight_through)
+        return torch.cat((row[..., :unrotated], tail), dim=-1)
+
+    modeling.apply_rotary_pos_emb = rotary
     hooks = []
     for layer in model.model.layers:
         attention = layer.self_attn
@@ -136,6 +161,7 @@ def patch_transformers(model, straight_through=False):
             hooks.append(indexer.scorer.register_forward_pre_hook(round_scorer))
 
     def undo():
+        modeling.apply_rotary_pos_emb = plain_rotary
         for hook in hooks:
             hook.remove()
 
@@ -171,7 +197,9 @@ def self_check():
     assert fp4_round_trip(-midpoints, 8).tolist() == [0, -1, -1, -2, -2, -4, -4, -6]
     assert fp4_round_trip(torch.zeros(32)).abs().sum() == 0
 
-    for op in (fp8_round_trip, fp4_round_trip):
+    assert bf16_round_trip(torch.tensor([1 + 2.0**-8, 1 + 3 * 2.0**-8])).tolist() == [1, 1 + 2.0**-6]
+
+    for op in (fp8_round_trip, bf16_round_trip, fp4_round_trip):
         x = torch.randn(3, 64, requires_grad=True)
         y = op(x, straight_through=True)
         assert torch.equal(y, op(x))

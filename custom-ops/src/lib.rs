@@ -29,11 +29,13 @@ pub use embed::embed;
 pub use experts::{experts, Mlp};
 pub use hyper_connection::{hyper_collapse, hyper_expand, hyper_head_mix, hyper_mix, MixParams};
 pub use indexer::{select_rows, NO_ROW};
-pub use kv::{append_rows, write_rings, Ring, Rows, PAGE_TOKENS};
+pub use kv::{
+    append_rows, write_rings, BytesError, NotARow, NotPackable, Ring, RowFormat, Rows, PAGE_TOKENS,
+};
 pub use matmul::{grouped_matmul, matmul, matmuls};
 pub use matrix::Matrix;
 pub use ragged::{Ragged, Span};
 pub use rms_norm::rms_norm;
 pub use rope::{rope, RopeTable, Turn, Yarn};
-pub use rounding::{fp8_round_trip, hadamard_fp4_round_trip};
+pub use rounding::{hadamard_fp4_round_trip, kv_round_trip};
 pub use router::{route, Choice};

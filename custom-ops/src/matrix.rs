@@ -4,9 +4,9 @@ use bytes::Bytes;
 use candle_core::{bail, DType, Device, Result, Tensor};
 
 use crate::blocks::Format;
-use crate::device::host;
 #[cfg(cuda_kernels)]
 use crate::device::cuda::{Gpu, Packed, Planes, Weight};
+use crate::device::host;
 
 /// A weight `[rows, cols]`, or `[stack, rows, cols]`, in one block format.
 ///

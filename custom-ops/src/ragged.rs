@@ -170,6 +170,17 @@ impl Ragged {
         }
     }
 
+    /// Tokens up to which a sequence may grow before what an op has launched for this batch is too small:
+    /// those of the longest sequence; for a [`Ragged::fixed`] batch the next power of two, 8,192 at
+    /// least. A recorded step holds no longer.
+    pub fn horizon(&self) -> usize {
+        let longest = self.spans.iter().map(Span::end).max().unwrap_or(0);
+        match self.fixed {
+            true => longest.next_power_of_two().max(8192),
+            false => longest,
+        }
+    }
+
     /// The most compressed rows that any token of this batch can see.
     pub fn max_visible(&self, ratio: usize) -> usize {
         self.spans.iter().map(|span| span.end() / ratio).max().unwrap_or(0)

@@ -1,10 +1,12 @@
 //! What one layer remembers of a sequence.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Result};
-use candle_ds4_ops::{PoolState, Pooling, Ring, Rows};
+use candle_ds4_ops::{PoolState, Pooling, Ring, RowFormat, Rows};
 
 use super::REWIND_TOKENS;
-use crate::config::{Config, LayerKind};
+use crate::config::{Config, IndexerConfig, LayerKind};
 
 /// A compressor's state and the rows that it has made.
 #[derive(Debug)]
@@ -28,16 +30,21 @@ pub struct LayerCache {
 }
 
 impl CompressorCache {
-    fn new(kind: LayerKind, dim: usize, device: &Device) -> Result<Option<Self>> {
+    fn new(kind: LayerKind, format: RowFormat, device: &Device) -> Result<Option<Self>> {
         let Some(pooling) = pooling(kind) else { return Ok(None) };
         let slots = pooling.reach() + REWIND_TOKENS;
-        let width = pooling.width(dim);
+        let width = pooling.width(format.width());
         let state = PoolState {
             values: Ring::new(slots, width, device)?,
             gates: Ring::new(slots, width, device)?,
         };
         let ratio = pooling.ratio;
-        Ok(Some(Self { state, rows: Rows::new(ratio, dim, device), ratio }))
+        Ok(Some(Self { state, rows: Rows::with_format(ratio, format, device), ratio }))
+    }
+
+    /// Tokens that a row stands for.
+    pub fn ratio(&self) -> usize {
+        self.ratio
     }
 
     fn duplicate(&self) -> Result<Self> {
@@ -48,7 +55,7 @@ impl CompressorCache {
         Ok(Self { state, rows: self.rows.clone(), ratio: self.ratio })
     }
 
-    fn truncate(&mut self, tokens: usize) {
+    pub(super) fn truncate(&mut self, tokens: usize) {
         self.rows.truncate(tokens / self.ratio);
     }
 
@@ -56,9 +63,15 @@ impl CompressorCache {
         self.state.values.bytes() + self.state.gates.bytes() + self.rows.bytes()
     }
 
+    /// All but pages that others share.
+    fn own_bytes(&self) -> usize {
+        let shared = self.rows.pages().iter().filter(|page| Arc::strong_count(page) > 1).count();
+        self.bytes() - shared * self.rows.page_bytes()
+    }
+
     fn same_shape(&self, other: &Self) -> bool {
         self.ratio == other.ratio
-            && self.rows.width() == other.rows.width()
+            && self.rows.format() == other.rows.format()
             && self.state.values.data().dims() == other.state.values.data().dims()
     }
 }
@@ -68,13 +81,13 @@ impl LayerCache {
         let slots = config.sliding_window + REWIND_TOKENS;
         let keys = match (kind, &config.indexer) {
             (LayerKind::Sparse { .. }, Some(indexer)) => {
-                CompressorCache::new(kind, indexer.head_dim, device)?
+                CompressorCache::new(kind, key_format(config, indexer), device)?
             }
             _ => None,
         };
         Ok(Self {
             window: Ring::new(slots, config.head_dim, device)?,
-            compressed: CompressorCache::new(kind, config.head_dim, device)?,
+            compressed: CompressorCache::new(kind, row_format(config), device)?,
             keys,
         })
     }
@@ -90,14 +103,32 @@ impl LayerCache {
     }
 
     pub(super) fn truncate(&mut self, tokens: usize) {
-        for compressor in [&mut self.compressed, &mut self.keys].into_iter().flatten() {
-            compressor.truncate(tokens);
-        }
+        self.lists_mut().for_each(|list| list.truncate(tokens));
     }
 
     pub(super) fn bytes(&self) -> usize {
-        let compressors = [&self.compressed, &self.keys].into_iter().flatten();
-        self.window.bytes() + compressors.map(CompressorCache::bytes).sum::<usize>()
+        self.window.bytes() + self.lists().map(CompressorCache::bytes).sum::<usize>()
+    }
+
+    /// All but the pages.
+    pub(super) fn fixed_bytes(&self) -> usize {
+        self.bytes() - self.lists().map(|list| list.rows.bytes()).sum::<usize>()
+    }
+
+    /// All but pages that others share.
+    pub(super) fn own_bytes(&self) -> usize {
+        let lists = self.lists().map(CompressorCache::own_bytes);
+        self.window.bytes() + lists.sum::<usize>()
+    }
+
+    /// The compressed rows and the keys, as far as there are any.
+    pub(super) fn lists(&self) -> impl Iterator<Item = &CompressorCache> {
+        [&self.compressed, &self.keys].into_iter().flatten()
+    }
+
+    /// The same, to change.
+    pub(super) fn lists_mut(&mut self) -> impl Iterator<Item = &mut CompressorCache> {
+        [&mut self.compressed, &mut self.keys].into_iter().flatten()
     }
 
     pub(super) fn same_shape(&self, other: &Self) -> bool {
@@ -118,5 +149,21 @@ pub(crate) fn pooling(kind: LayerKind) -> Option<Pooling> {
         LayerKind::Window => None,
         LayerKind::Sparse { ratio } => Some(Pooling { ratio, overlap: true }),
         LayerKind::Heavy { ratio } => Some(Pooling { ratio, overlap: false }),
+    }
+}
+
+/// How rows that attention reads are kept: as the model rounds them.
+pub(in crate::cache) fn row_format(config: &Config) -> RowFormat {
+    match config.activation_rounding {
+        true => RowFormat::Fp8 { nope: config.nope_dim(), rope: config.rope_dim },
+        false => RowFormat::F32 { width: config.head_dim },
+    }
+}
+
+/// How the indexer's keys are kept: as the model rounds them.
+pub(in crate::cache) fn key_format(config: &Config, indexer: &IndexerConfig) -> RowFormat {
+    match config.activation_rounding {
+        true => RowFormat::Fp4 { width: indexer.head_dim },
+        false => RowFormat::F32 { width: indexer.head_dim },
     }
 }

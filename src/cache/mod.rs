@@ -1,16 +1,24 @@
-//! The KV state of one sequence: append, rewind, snapshot, restore.
+//! The KV state of one sequence: append, rewind, snapshot, restore; as bytes in [`image`]; and a
+//! [`store`] for many.
 
+mod footprint;
+pub mod image;
 mod layer;
+pub mod store;
 
 use candle_core::{Device, Result};
+use candle_ds4_ops::Rows;
 
 use crate::config::Config;
+pub use candle_ds4_ops::PAGE_TOKENS;
+pub use footprint::Footprint;
 pub(crate) use layer::pooling;
 pub use layer::{CompressorCache, LayerCache};
 
-/// Tokens that [`Cache::truncate`] can always take back without a snapshot.
+/// Tokens that [`Cache::truncate`] can take back without a snapshot.
 ///
-/// Rings keep so many tokens more than attention needs.
+/// Rings keep so many tokens more than attention needs. What comes back from an [`image`] has only
+/// what attention needs.
 pub const REWIND_TOKENS: usize = 8;
 
 /// Why a cache cannot do what was asked.
@@ -19,14 +27,16 @@ pub const REWIND_TOKENS: usize = 8;
 pub enum CacheError {
     /// The state that far back is overwritten.
     #[error(
-        "cannot rewind to token {wanted}: the sequence has {len} tokens, and only the last \
-         {REWIND_TOKENS} can be taken back; restore a snapshot instead"
+        "cannot rewind to token {wanted}: the sequence has {len} tokens and can go back to \
+         {oldest} at most; restore a snapshot instead"
     )]
     TooFarBack {
         /// The length asked for.
         wanted: usize,
         /// The length now.
         len: usize,
+        /// The least length that it can go back to, but for zero.
+        oldest: usize,
     },
     /// It is not shorter than the sequence.
     #[error("cannot rewind to token {wanted}: the sequence has only {len} tokens")]
@@ -48,6 +58,8 @@ pub enum CacheError {
 pub struct Cache {
     layers: Vec<LayerCache>,
     len: usize,
+    /// The least length whose rows the rings still have.
+    oldest: usize,
     /// A forward pass failed half-way: layers disagree about the length.
     torn: bool,
     config: Config,
@@ -59,6 +71,7 @@ pub struct Cache {
 pub struct Snapshot {
     layers: Vec<LayerCache>,
     len: usize,
+    oldest: usize,
 }
 
 impl Cache {
@@ -70,6 +83,7 @@ impl Cache {
         Ok(Self {
             layers: empty_layers(config, device)?,
             len: 0,
+            oldest: 0,
             torn: false,
             config: config.clone(),
             device: device.clone(),
@@ -91,11 +105,21 @@ impl Cache {
         self.layers.iter().map(LayerCache::bytes).sum()
     }
 
+    /// Bytes that would be free without it: all but pages that others share.
+    pub fn own_bytes(&self) -> usize {
+        self.layers.iter().map(LayerCache::own_bytes).sum()
+    }
+
+    /// The least length that [`Cache::truncate`] can go back to, but for zero, which always works.
+    pub fn oldest(&self) -> usize {
+        self.oldest
+    }
+
     /// Forgets all tokens from the `len`-th on.
     ///
     /// # Errors
-    /// If more than [`REWIND_TOKENS`] would have to be taken back (but zero always works), or the
-    /// sequence is shorter; the cache is then as before.
+    /// If that is less than [`Cache::oldest`] (but zero always works), or the sequence is shorter;
+    /// the cache is then as before.
     pub fn truncate(&mut self, len: usize) -> std::result::Result<(), CacheError> {
         if len > self.len {
             return Err(CacheError::Ahead { wanted: len, len: self.len });
@@ -104,8 +128,9 @@ impl Cache {
             self.clear()?;
             return Ok(());
         }
-        if self.len - len > REWIND_TOKENS {
-            return Err(CacheError::TooFarBack { wanted: len, len: self.len });
+        if len < self.oldest {
+            let Self { len: now, oldest, .. } = *self;
+            return Err(CacheError::TooFarBack { wanted: len, len: now, oldest });
         }
         self.layers.iter_mut().for_each(|layer| layer.truncate(len));
         self.len = len;
@@ -118,7 +143,7 @@ impl Cache {
     /// If the device has no memory left.
     pub fn clear(&mut self) -> Result<()> {
         self.layers = empty_layers(&self.config, &self.device)?;
-        self.len = 0;
+        (self.len, self.oldest) = (0, 0);
         self.torn = false;
         Ok(())
     }
@@ -129,7 +154,7 @@ impl Cache {
     /// If the device has no memory left.
     pub fn snapshot(&self) -> Result<Snapshot> {
         let layers = self.layers.iter().map(LayerCache::duplicate).collect::<Result<_>>()?;
-        Ok(Snapshot { layers, len: self.len })
+        Ok(Snapshot { layers, len: self.len, oldest: self.oldest })
     }
 
     /// Goes back to a snapshot of this cache or of another one of the same model.
@@ -144,9 +169,30 @@ impl Cache {
             candle_core::bail!("restore: the snapshot is of a model of another shape");
         }
         self.layers = snapshot.layers.iter().map(LayerCache::duplicate).collect::<Result<_>>()?;
-        self.len = snapshot.len;
+        (self.len, self.oldest) = (snapshot.len, snapshot.oldest);
         self.torn = false;
         Ok(())
+    }
+
+    /// The state itself as something to come back to, nothing copied; `None` if a forward pass
+    /// failed half-way.
+    pub fn into_snapshot(self) -> Option<Snapshot> {
+        let Self { layers, len, oldest, torn, .. } = self;
+        (!torn).then_some(Snapshot { layers, len, oldest })
+    }
+
+    /// Whether a forward pass failed half-way, so that only [`Cache::clear`] and
+    /// [`Cache::restore`] are of use.
+    pub fn is_torn(&self) -> bool {
+        self.torn
+    }
+
+    /// Bytes that do not depend on the length, and bytes of the rows of each [`PAGE_TOKENS`]
+    /// tokens begun.
+    pub fn sizes(&self) -> (usize, usize) {
+        let fixed = self.layers.iter().map(LayerCache::fixed_bytes).sum();
+        let lists = self.layers.iter().flat_map(LayerCache::lists);
+        (fixed, lists.map(|list| list.rows.page_bytes()).sum())
     }
 
     /// The layers, for a forward pass, which must say how it ended with [`Cache::advance`].
@@ -167,6 +213,7 @@ impl Cache {
     /// The pass that [`Cache::begin`] opened has appended `tokens` to every layer.
     pub(crate) fn advance(&mut self, tokens: usize) {
         self.len += tokens;
+        self.oldest = self.oldest.max(self.len.saturating_sub(REWIND_TOKENS));
         self.torn = false;
     }
 }
@@ -182,9 +229,38 @@ impl Snapshot {
         self.len == 0
     }
 
+    /// The least length that a cache restored from it can go back to, but for zero.
+    pub fn oldest(&self) -> usize {
+        self.oldest
+    }
+
+    /// Bytes that would be free without it: all but pages that others share.
+    pub fn own_bytes(&self) -> usize {
+        self.layers.iter().map(LayerCache::own_bytes).sum()
+    }
+
     /// Bytes held on the device, shared pages included.
     pub fn bytes(&self) -> usize {
         self.layers.iter().map(LayerCache::bytes).sum()
+    }
+
+    /// The same state once more: pages are shared, the rest is copied.
+    ///
+    /// # Errors
+    /// If the device has no memory left.
+    pub fn duplicate(&self) -> Result<Self> {
+        let layers = self.layers.iter().map(LayerCache::duplicate).collect::<Result<_>>()?;
+        Ok(Self { layers, len: self.len, oldest: self.oldest })
+    }
+
+    /// Bytes that it shares with no other snapshot.
+    pub fn fixed_bytes(&self) -> usize {
+        self.layers.iter().map(LayerCache::fixed_bytes).sum()
+    }
+
+    /// The lists of compressed rows, whose pages may be shared.
+    pub fn rows(&self) -> impl Iterator<Item = &Rows> {
+        self.layers.iter().flat_map(LayerCache::lists).map(|list| &list.rows)
     }
 }
 

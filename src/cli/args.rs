@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use super::place::Place;
+
 const AFTER_HELP: &str = "Without a prompt, on a terminal: a chat. All flags: ds4 --help";
 
 const AFTER_LONG_HELP: &str = "\
@@ -12,6 +14,8 @@ On a terminal answers are rendered (Markdown, thinking dimmed) and timings follo
 the answer is printed, as the model wrote it. NO_COLOR and TERM=dumb turn rendering off.
 
 Exit codes: 0 done, 1 failed while running, 2 bad usage or input, 130 interrupted.
+
+To work on models: ds4 logits, perplexity, imatrix, synth; each has a --help.
 
 Examples:
   ds4 pull q2-imatrix --link            fetch a model
@@ -77,6 +81,21 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make a coding agent use ds4-server
+    Connect {
+        /// The program
+        #[arg(value_enum)]
+        client: super::connect::Client,
+        /// The server's address
+        #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
+        url: String,
+        /// Tokens of context that the server has (its --ctx)
+        #[arg(short, long, value_name = "N", default_value_t = 32_768)]
+        ctx: usize,
+        /// Write the program's settings file instead of printing what belongs there
+        #[arg(long)]
+        write: bool,
+    },
     /// List what is in a GGUF file
     Inspect {
         /// The file
@@ -86,6 +105,7 @@ pub enum Command {
         json: bool,
     },
     /// Write the model's scores for a file of token ids
+    #[command(hide = true)]
     Logits {
         /// GGUF file, or else $DS4_MODEL, ds4flash.gguf, a demo
         #[arg(short, long, value_name = "FILE")]
@@ -101,6 +121,7 @@ pub enum Command {
         output: PathBuf,
     },
     /// Measure how well the model predicts a text
+    #[command(hide = true)]
     Perplexity {
         /// GGUF file, or else $DS4_MODEL, ds4flash.gguf, a demo
         #[arg(short, long, value_name = "FILE")]
@@ -118,6 +139,7 @@ pub enum Command {
     /// Make a smaller model file from a checkpoint or a larger one
     Quantize(QuantizeArgs),
     /// Measure which inputs of the routed experts matter, for `quantize`
+    #[command(hide = true)]
     Imatrix {
         /// GGUF file
         #[arg(short, long, value_name = "FILE")]
@@ -133,7 +155,101 @@ pub enum Command {
         ctx: Option<usize>,
     },
     /// Write a model of the full shape with random weights, for measurements
+    #[command(hide = true)]
     Synth(SynthArgs),
+    /// Measure how fast prompts are read and answers written, at growing context
+    Bench(BenchArgs),
+}
+
+/// Where to run.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub struct DeviceArgs {
+    /// auto, cpu, cuda, cuda:N or metal [default: auto, the best that is there]
+    #[arg(long, value_name = "NAME", hide_short_help = true)]
+    #[arg(conflicts_with_all = ["backend", "cpu", "cuda", "metal"])]
+    pub device: Option<Place>,
+
+    /// The same as --device
+    #[arg(long, value_enum, value_name = "NAME", hide_short_help = true)]
+    #[arg(conflicts_with_all = ["cpu", "cuda", "metal"])]
+    pub backend: Option<BackendName>,
+
+    /// The same as --device cpu
+    #[arg(long, hide_short_help = true, conflicts_with_all = ["cuda", "metal"])]
+    pub cpu: bool,
+
+    /// The same as --device cuda
+    #[arg(long, hide_short_help = true, conflicts_with = "metal")]
+    pub cuda: bool,
+
+    /// The same as --device metal
+    #[arg(long, hide_short_help = true)]
+    pub metal: bool,
+}
+
+/// What to measure.
+///
+/// The prompt is read in steps; after each, tokens are generated from there (the likeliest ones, the end
+/// of an answer left out) and taken back. One line of CSV for each step: the context, the tokens read
+/// since the step before and how many a second, the tokens generated and how many a second, the bytes of
+/// the caches, and what of a memory copy's bandwidth decoding reached.
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    /// GGUF file, or else $DS4_MODEL, ds4flash.gguf, a demo
+    #[arg(short, long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Text to read [default: made-up text]
+    #[arg(long, value_name = "FILE", conflicts_with = "chat_prompt_file")]
+    pub prompt_file: Option<PathBuf>,
+    /// Text to read as a question, after the system prompt
+    #[arg(long, value_name = "FILE")]
+    pub chat_prompt_file: Option<PathBuf>,
+    /// System prompt of --chat-prompt-file (also: -sys)
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(default_value = "You are a helpful assistant")]
+    pub system: String,
+    /// First context, in tokens
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    pub ctx_start: usize,
+    /// Last context
+    #[arg(long, value_name = "N", default_value_t = 32_768)]
+    pub ctx_max: usize,
+    /// Tokens that there must be room for [default: as many as are used]
+    #[arg(long, value_name = "N")]
+    pub ctx_alloc: Option<usize>,
+    /// From one context to the next: times this, if above 1
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub step_mul: f64,
+    /// From one context to the next: plus this
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    pub step_incr: usize,
+    /// Tokens to generate at each context
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub gen_tokens: usize,
+    /// Sequences that generate at once
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub batch: usize,
+    /// Tokens read at a time [default: 512, on a GPU 4096]
+    #[arg(long, value_name = "N")]
+    pub chunk: Option<usize>,
+    /// Write the table there instead of on standard output
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// All numbers as one JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// Draw a chart
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Show where the time of a step goes, at the last context
+    #[arg(long)]
+    pub profile: bool,
+    /// Threads that compute [default: one per core]
+    #[arg(short, long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Where to run.
+    #[command(flatten)]
+    pub place: DeviceArgs,
 }
 
 /// What to quantise, and how.
@@ -195,7 +311,7 @@ pub struct TalkArgs {
     pub prompt: Option<String>,
 
     /// Answer the text in FILE, or on standard input (-)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub prompt_file: Option<PathBuf>,
 
     /// GGUF file, or else $DS4_MODEL, ds4flash.gguf, a demo
@@ -207,11 +323,11 @@ pub struct TalkArgs {
 
     /// System prompt, "" for none (also: -sys)
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, hide_default_value = true)]
-    #[arg(default_value = "You are a helpful assistant")]
+    #[arg(default_value = "You are a helpful assistant", hide_short_help = true)]
     pub system: String,
 
     /// Most tokens of an answer
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 50_000)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 50_000, hide_short_help = true)]
     pub tokens: usize,
 
     /// Tokens of context at most
@@ -234,6 +350,7 @@ pub struct TalkArgs {
 
     /// Temperature, 0 for the likeliest answer
     #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(hide_short_help = true)]
     pub temp: f64,
 
     /// Choose among the likeliest tokens that together have this probability
@@ -274,7 +391,7 @@ pub struct TalkArgs {
     pub tools: Option<PathBuf>,
 
     /// Answer as one JSON object
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub json: bool,
 
     /// No Markdown rendering and no styles on a terminal
@@ -289,22 +406,9 @@ pub struct TalkArgs {
     #[arg(short, long, value_name = "N", hide_short_help = true)]
     pub threads: Option<usize>,
 
-    /// Where to run [default: the best that is built in]
-    #[arg(long, value_enum, value_name = "NAME", hide_short_help = true)]
-    #[arg(conflicts_with_all = ["cpu", "cuda", "metal"])]
-    pub backend: Option<BackendName>,
-
-    /// The same as --backend cpu
-    #[arg(long, hide_short_help = true, conflicts_with_all = ["cuda", "metal"])]
-    pub cpu: bool,
-
-    /// The same as --backend cuda
-    #[arg(long, hide_short_help = true, conflicts_with = "metal")]
-    pub cuda: bool,
-
-    /// The same as --backend metal
-    #[arg(long, hide_short_help = true)]
-    pub metal: bool,
+    /// Where to run.
+    #[command(flatten)]
+    pub place: DeviceArgs,
 
     /// Print the prompt's token ids and pieces instead of answering it
     #[arg(long, hide_short_help = true)]
@@ -373,7 +477,7 @@ mod tests {
     #[test]
     fn the_short_help_fits_a_small_terminal() {
         let help = Args::command().term_width(80).render_help().to_string();
-        assert!(help.lines().count() <= 34, "{help}");
+        assert!(help.lines().count() <= 24, "{help}");
         assert!(help.lines().all(|line| line.chars().count() <= 80), "{help}");
     }
 }

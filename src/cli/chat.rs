@@ -47,7 +47,7 @@ pub fn print_stats(session: &Session, reply: &Reply, options: &Options) {
     if reply.end == End::Interrupted && reply.outcome.generated_tokens == 0 {
         return;
     }
-    let (used, context) = (session.sequence().tokens().len(), session.engine().context());
+    let (used, context) = (session.sequence().len(), session.engine().context());
     note(&options.terminal.dim(&stats::line(&reply.outcome, used, context)));
 }
 

@@ -4,9 +4,11 @@
 //! failing exit says on standard error what, where, why, and what to do.
 
 mod args;
+pub mod bench;
 mod block;
 mod chat;
 mod command;
+pub mod connect;
 pub mod doctor;
 mod failure;
 pub mod imatrix;
@@ -20,11 +22,13 @@ mod meter;
 mod model_path;
 mod options;
 pub mod perplexity;
+mod place;
 mod progress;
 pub mod pull;
 pub mod quantize;
 mod repl;
 pub mod rm;
+pub mod serve;
 mod session;
 mod stats;
 pub mod synth;
@@ -80,6 +84,7 @@ fn perform(work: Work) -> Result<(), Failure> {
             Ok(_) => Err(Failure::Run("no published model fits this machine".to_owned())),
             Err(error) => Err(input(error)),
         },
+        Work::Connect(connect) => connect::run(&connect, &mut io::stdout().lock()).map_err(input),
         Work::Inspect { file, json } => inspect(&file, json),
         Work::Logits { model, tokens, chunks, output } => {
             let model = session::open_model(&model, &Device::Cpu)?;
@@ -117,6 +122,10 @@ fn perform(work: Work) -> Result<(), Failure> {
             &mut io::stdout().lock(),
         )
         .map_err(input),
+        Work::Bench { model, device, bench } => {
+            let engine = session::open_engine(&model, &device)?;
+            bench.run(&engine, &mut io::stdout().lock(), &mut terminal::note).map_err(input)
+        }
         Work::DumpTokens(prompt, options) => chat::dump_tokens(prompt, &options),
         Work::Answer(prompt, options) => {
             interrupt::listen(options.terminal.stderr && options.terminal.styles)?;

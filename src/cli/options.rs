@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 
-use super::args::{Args, BackendName, Command, QuantizeArgs, SynthArgs, TalkArgs};
+use super::args::{Args, BenchArgs, Command, QuantizeArgs, SynthArgs, TalkArgs};
+use super::bench::{Bench, Prompt};
+use super::connect::Connect;
 use super::failure::Failure;
 use super::model_path::ModelPath;
+use super::place::Place;
 use super::terminal::{tell, Terminal};
 use crate::prompt::{Thinking, Tool};
 use crate::sample::Sampling;
@@ -43,6 +46,8 @@ pub enum Work {
         /// As JSON.
         json: bool,
     },
+    /// Set up a client of the server.
+    Connect(Connect),
     /// List a file.
     Inspect {
         /// Which.
@@ -87,6 +92,15 @@ pub enum Work {
     },
     /// Make up a model.
     Synth(SynthArgs),
+    /// Measure speed.
+    Bench {
+        /// Which model.
+        model: ModelPath,
+        /// Where it runs.
+        device: Device,
+        /// What is measured.
+        bench: Box<Bench>,
+    },
     /// Answer one prompt.
     Answer(String, Box<Options>),
     /// Show the tokens of one prompt.
@@ -137,12 +151,23 @@ impl Work {
                 Command::List { json } => Ok(Self::List { json }),
                 Command::Rm { name } => Ok(Self::Remove(name)),
                 Command::Doctor { json } => Ok(Self::Doctor { json }),
+                Command::Connect { client, url, ctx: context, write } => {
+                    Ok(Self::Connect(Connect { client, url, context, write }))
+                }
                 Command::Inspect { file, json } => Ok(Self::Inspect { file, json }),
                 Command::Quantize(what) => Ok(Self::Quantize(what)),
                 Command::Imatrix { model, file, output, ctx } => {
                     Ok(Self::Imatrix { model, file, output, ctx })
                 }
                 Command::Synth(what) => Ok(Self::Synth(what)),
+                Command::Bench(args) => {
+                    let bench = Box::new(Bench::resolve(&args)?);
+                    if let Some(threads) = args.threads {
+                        use_threads(threads)?;
+                    }
+                    let device = Place::of(&args.place).open()?;
+                    Ok(Self::Bench { model: model_path(args.model.as_deref()), device, bench })
+                }
                 Command::Logits { model, tokens, chunks, output } => {
                     Ok(Self::Logits { model: model_path(model.as_deref()), tokens, chunks, output })
                 }
@@ -203,7 +228,7 @@ impl Options {
         })?;
         Ok(Self {
             model: model_path(talk.model.as_deref()),
-            device: device(talk)?,
+            device: Place::of(&talk.place).open()?,
             system: Some(talk.system.clone()).filter(|system| !system.is_empty()),
             max_tokens: talk.tokens,
             context: talk.ctx,
@@ -234,7 +259,7 @@ pub fn affordable(wanted: Thinking, context: usize) -> Thinking {
 }
 
 /// The model typed, or what stands for none.
-fn model_path(typed: Option<&Path>) -> ModelPath {
+pub fn model_path(typed: Option<&Path>) -> ModelPath {
     ModelPath::resolve(typed, std::env::var_os("DS4_MODEL").as_deref(), Path::new("."))
 }
 
@@ -303,7 +328,11 @@ fn tools(path: &Path) -> Result<Vec<Tool>, Failure> {
     })
 }
 
-fn use_threads(threads: usize) -> Result<(), Failure> {
+/// Computes with this many threads.
+///
+/// # Errors
+/// None, or more than the system has.
+pub fn use_threads(threads: usize) -> Result<(), Failure> {
     if threads == 0 {
         return Err(Failure::Input(
             "--threads is 0: at least one must compute; leave it out for one per core".to_owned(),
@@ -314,22 +343,35 @@ fn use_threads(threads: usize) -> Result<(), Failure> {
     })
 }
 
-fn device(talk: &TalkArgs) -> Result<Device, Failure> {
-    let typed = match (talk.backend, talk.cpu, talk.cuda, talk.metal) {
-        (Some(backend), ..) => Some(backend),
-        (_, _, true, _) => Some(BackendName::Cuda),
-        (.., true) => Some(BackendName::Metal),
-        _ => None,
-    };
-    let name = match typed {
-        None | Some(BackendName::Cpu) => return Ok(Device::Cpu),
-        Some(BackendName::Cuda) => "cuda",
-        Some(BackendName::Metal) => "metal",
-    };
-    Err(Failure::Input(format!(
-        "--backend {name}: this version computes on the CPU only; use --backend cpu, or leave the \
-         flag out"
-    )))
+impl Bench {
+    fn resolve(args: &BenchArgs) -> Result<Self, Failure> {
+        let prompt = match (&args.prompt_file, &args.chat_prompt_file) {
+            (Some(file), _) => Prompt::Text(read_text(file)?),
+            (_, Some(file)) => Prompt::Chat {
+                text: read_text(file)?,
+                system: Some(args.system.clone()).filter(|system| !system.is_empty()),
+            },
+            _ => Prompt::Synthetic,
+        };
+        let bench = Self {
+            prompt,
+            ctx_start: args.ctx_start,
+            ctx_max: args.ctx_max,
+            ctx_alloc: args.ctx_alloc,
+            step_mul: args.step_mul,
+            step_incr: args.step_incr,
+            gen_tokens: args.gen_tokens,
+            batch: args.batch,
+            chunk: args.chunk,
+            csv: args.csv.clone(),
+            json: args.json,
+            svg: args.svg.clone(),
+            profile: args.profile,
+        };
+        // A mistake is known before a model is loaded.
+        bench.frontiers().map_err(|error| Failure::Input(error.to_string()))?;
+        Ok(bench)
+    }
 }
 
 #[cfg(test)]

@@ -218,7 +218,7 @@ impl Chat<'_> {
 
     fn print_numbers(&self) {
         let session = &self.session;
-        let (used, context) = (session.sequence().tokens().len(), session.engine().context());
+        let (used, context) = (session.sequence().len(), session.engine().context());
         let questions = session.messages.iter().filter(|m| m.role == Role::User).count();
         note(&format!("model     {}", visible(&session.model)));
         note(&format!("messages  {} ({questions} questions)", session.messages.len()));

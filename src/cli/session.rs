@@ -8,7 +8,7 @@ use super::interrupt::Answering;
 use super::model_path::ModelPath;
 use super::options::{affordable, Options};
 use super::progress::PrefillBar;
-use super::terminal::tell;
+use super::terminal::{program, tell};
 use super::view::View;
 use candle_core::Device;
 
@@ -22,9 +22,14 @@ use crate::sample::Sampling;
 use crate::tokenizer::Tokenizer;
 
 /// What is said when the demo model is used.
-const DEMO_NOTE: &str = "no model given, so this is the bundled demo model, a tiny one. DeepSeek \
-    V4 Flash itself: `ds4 pull q2-imatrix` (81 GB), then `ds4 -m q2-imatrix`; `ds4 doctor` says \
-    what fits this machine";
+fn demo_note() -> String {
+    format!(
+        "no model given, so this is the bundled demo model, a tiny one. DeepSeek V4 Flash itself: \
+         `ds4 pull q2-imatrix` (81 GB), then `{} -m q2-imatrix`; `ds4 doctor` says what fits this \
+         machine",
+        program()
+    )
+}
 
 /// Why an answer ended, in the words of the JSON output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +106,7 @@ pub fn open(model: &ModelPath) -> Result<Gguf, Failure> {
             None => Gguf::open(path),
         },
         ModelPath::Demo => {
-            tell(DEMO_NOTE);
+            tell(&demo_note());
             Gguf::from_bytes(demo_model())
         }
     };
@@ -228,7 +233,7 @@ impl Session {
         output.map_err(Failure::output)?;
         let end = match outcome.finish {
             Finish::Caller if writing.called => End::ToolCalls,
-            Finish::Caller => End::Interrupted,
+            Finish::Caller | Finish::Stopping => End::Interrupted,
             Finish::Stop if stopped => End::Interrupted,
             Finish::Stop if !writing.message.tool_calls.is_empty() => End::ToolCalls,
             Finish::Stop => End::Stop,

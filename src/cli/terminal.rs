@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
 
 /// The width of a terminal that does not tell.
 const DEFAULT_WIDTH: usize = 80;
@@ -54,9 +55,21 @@ impl Terminal {
     }
 }
 
+static PROGRAM: OnceLock<&str> = OnceLock::new();
+
+/// The program's name from now on, if it has none yet.
+pub fn set_program(name: &'static str) {
+    let _ = PROGRAM.set(name);
+}
+
+/// The program's name.
+pub fn program() -> &'static str {
+    PROGRAM.get().copied().unwrap_or("ds4")
+}
+
 /// A line on standard error in the program's name. Nobody listening is no reason to fail.
 pub fn tell(message: &str) {
-    let _ = writeln!(io::stderr(), "ds4: {}", visible(message));
+    let _ = writeln!(io::stderr(), "{}: {}", program(), visible(message));
 }
 
 /// A line on standard error as it is.

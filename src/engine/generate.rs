@@ -1,10 +1,13 @@
 //! One answer: prompt in, tokens out.
 
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use super::{Engine, EngineError, Sequence};
-use crate::sample::{Sampler, Sampling};
+use super::reply::Reply;
+use super::scheduler::Step;
+use super::{Engine, EngineError, Job, Namespace, Sequence, Update};
+use crate::sample::Sampling;
 
 /// What is to be generated.
 #[derive(Clone, Debug)]
@@ -42,6 +45,8 @@ pub enum Finish {
     Context,
     /// The caller broke off.
     Caller,
+    /// The engine is being stopped.
+    Stopping,
 }
 
 /// An answer in numbers.
@@ -55,7 +60,7 @@ pub struct Outcome {
     pub generated_tokens: usize,
     /// Why it ended.
     pub finish: Finish,
-    /// From the request to the first logits.
+    /// From the beginning of the work, not of the wait for it, to the first logits.
     pub prefill: Duration,
     /// From the first logits to the end.
     pub decode: Duration,
@@ -93,51 +98,55 @@ impl Engine {
         request: &Request,
         on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Outcome, EngineError> {
-        let mut sampler = Sampler::new(request.sampling.clone())?;
-        let prompt = &request.prompt;
-        self.check_prompt(prompt)?;
-
-        let start = Instant::now();
-        let mut outcome = Outcome {
-            prompt_tokens: prompt.len(),
-            cached_tokens: 0,
-            generated_tokens: 0,
-            finish: Finish::Caller,
-            prefill: Duration::ZERO,
-            decode: Duration::ZERO,
+        let Request { prompt, sampling, max_tokens } = request.clone();
+        let prompt_tokens = prompt.len();
+        let job = Job {
+            prompt,
+            sampling,
+            max_tokens,
+            guide: None,
+            logprobs: None,
+            namespace: Namespace::default(),
+            landmarks: Vec::new(),
         };
-        let cached = sequence
-            .prefill(self, prompt, &mut |done, total| on(Progress::Prefill { done, total }))?;
-        outcome.prefill = start.elapsed();
-        let Some(cached) = cached else { return Ok(outcome) };
-        outcome.cached_tokens = cached;
-
-        let decode = Instant::now();
-        let eos = self.tokenizer().control().eos;
-        outcome.finish = loop {
-            if outcome.generated_tokens >= request.max_tokens {
-                break Finish::Length;
+        let (reply, mut updates) = Reply::channel();
+        let scheduler = &mut sequence.scheduler;
+        let id = scheduler.enqueue(self, job, reply);
+        let mut broken_off = false;
+        loop {
+            while let Ok(update) = updates.try_recv() {
+                let progress = match update {
+                    Update::Prefill { done, total, .. } => Progress::Prefill { done, total },
+                    Update::Token(chosen) => Progress::Token(chosen.token),
+                    Update::End(mut outcome) => {
+                        if broken_off {
+                            outcome.finish = Finish::Caller;
+                        }
+                        sequence.len = prompt_tokens + outcome.generated_tokens;
+                        return Ok(outcome);
+                    }
+                    Update::Failed(error) => {
+                        return Err(Arc::into_inner(error).unwrap_or(EngineError::Ended))
+                    }
+                };
+                if !broken_off && on(progress).is_break() {
+                    broken_off = true;
+                    scheduler.cut(id, Finish::Caller);
+                }
             }
-            // A pass that was asked for logits has left them.
-            let mut logits = sequence.logits().unwrap_or_default().to_vec();
-            let token = sampler.sample_slice(&mut logits, sequence.tokens())?;
-            if token == eos {
-                break Finish::Stop;
+            if scheduler.step(self) != Step::Worked && updates.is_empty() {
+                return Err(EngineError::Ended);
             }
-            outcome.generated_tokens += 1;
-            if on(Progress::Token(token)).is_break() {
-                break Finish::Caller;
-            }
-            if sequence.tokens().len() + 1 > self.context() {
-                break Finish::Context;
-            }
-            sequence.append(self, &[token], true)?;
-        };
-        outcome.decode = decode.elapsed();
-        Ok(outcome)
+        }
     }
 
-    fn check_prompt(&self, prompt: &[u32]) -> Result<(), EngineError> {
+    /// Refuses a prompt that cannot be answered; returns the tokens that the sequence may come to
+    /// have.
+    pub(super) fn check_prompt(
+        &self,
+        prompt: &[u32],
+        max_tokens: usize,
+    ) -> Result<usize, EngineError> {
         let (tokens, context) = (prompt.len(), self.context());
         if tokens == 0 {
             return Err(EngineError::EmptyPrompt);
@@ -146,6 +155,7 @@ impl Engine {
             let most = self.model().config().context_length;
             return Err(EngineError::PromptTooLong { tokens, context, most });
         }
-        Ok(())
+        // The last token of an answer need not fit: nothing comes after it.
+        Ok(tokens.saturating_add(max_tokens).min(context + 1))
     }
 }

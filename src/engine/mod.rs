@@ -1,7 +1,20 @@
 //! A model, its tokenizer and the sequences it runs.
 
+mod choose;
+mod disk;
+mod footprint;
 mod generate;
+mod job;
+mod limits;
+mod pass;
+mod prefixes;
+mod reply;
+mod running;
+mod scheduler;
 mod sequence;
+mod service;
+mod share;
+mod stats;
 
 use std::path::Path;
 
@@ -10,16 +23,18 @@ use candle_ds4_ops::Workspace;
 
 use crate::cache::CacheError;
 use crate::gguf::{self, Gguf};
+use crate::hub::Size;
 use crate::model::{ForwardError, LoadError, Model};
 use crate::sample::SampleError;
 use crate::tokenizer::{self, Tokenizer};
 
+pub use disk::{open_store, StoreError};
 pub use generate::{Finish, Outcome, Progress, Request};
+pub use job::{Attach, Chosen, Guide, GuideError, Job, Namespace, TokenLogprob, Update};
+pub use limits::Limits;
 pub use sequence::Sequence;
-
-/// Tokens of a prompt that one forward pass takes: what a user waits for at most before a
-/// cancelled prompt stops.
-const CHUNK_TOKENS: usize = 512;
+pub use service::{Refused, Service, Updates};
+pub use stats::{Stats, STEP_TIME_BOUNDS};
 
 /// Why the engine could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +91,33 @@ pub enum EngineError {
         /// Tokens that the model allows.
         most: usize,
     },
+    /// The memory for sequences cannot hold this one, even alone.
+    #[error(
+        "a sequence of {tokens} tokens (prompt and answer) takes {} of memory, and sequences may \
+         take {}: shorten the prompt, ask for fewer tokens, or raise --kv-memory-mb",
+        Size(*needed as u64),
+        Size(*budget as u64)
+    )]
+    Memory {
+        /// Tokens of prompt and answer.
+        tokens: usize,
+        /// Bytes that they take.
+        needed: usize,
+        /// Bytes that there are.
+        budget: usize,
+    },
+    /// What restricts the answer.
+    #[error(transparent)]
+    Guide(#[from] GuideError),
+    /// A defect of this program.
+    #[error("this program made an error; please report it: {0}")]
+    Panicked(String),
+    /// The engine is being stopped, and the job had not begun.
+    #[error("the server is shutting down")]
+    Stopping,
+    /// The engine has stopped without an answer.
+    #[error("the engine ended before the answer did")]
+    Ended,
     /// A forward pass.
     #[error(transparent)]
     Forward(#[from] ForwardError),
@@ -170,6 +212,6 @@ impl Engine {
     /// # Errors
     /// If the device has no memory left.
     pub fn new_sequence(&self) -> Result<Sequence, EngineError> {
-        Ok(Sequence::new(self.model.new_cache()?))
+        Sequence::new(self)
     }
 }

@@ -10,6 +10,9 @@
 //! Unfinished blobs are `ETAG.ds4.incomplete` with `ETAG.ds4.journal` beside them, not the
 //! `ETAG.incomplete` of the Python library: that one takes the length of the file for the number
 //! of good bytes, ours has holes.
+//!
+//! The names of folders are `hf-hub`'s, without its network: release 0.5 can be had without one,
+//! while 1.0 brings the Xet client and two hundred crates for what this room does itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -19,6 +22,8 @@ use std::path::{Path, PathBuf};
 
 use super::error::Error;
 use super::journal::Journal;
+use crate::disk;
+
 use super::name::{choose, is_safe_path, Candidate, Name, RepoId, Variant, Which};
 
 /// The cache folder.
@@ -82,6 +87,11 @@ impl Cache {
         &self.root
     }
 
+    /// Where the hub's own libraries keep a repository.
+    fn layout(&self, repo: &RepoId) -> hf_hub::CacheRepo {
+        hf_hub::Cache::new(self.root.clone()).model(repo.as_str().to_owned())
+    }
+
     fn folder(&self, repo: &RepoId) -> PathBuf {
         self.root.join(folder_name(repo))
     }
@@ -103,7 +113,7 @@ impl Cache {
     }
 
     fn snapshot(&self, repo: &RepoId, commit: &str, file: &str) -> PathBuf {
-        self.folder(repo).join("snapshots").join(commit).join(file)
+        self.layout(repo).pointer_path(commit).join(file)
     }
 
     fn lock_path(&self, repo: &RepoId, etag: &str) -> PathBuf {
@@ -461,16 +471,12 @@ impl Cache {
     /// # Errors
     /// The file system does not say.
     pub fn free_space(&self) -> Result<u64, Error> {
-        let absolute = std::path::absolute(&self.root).unwrap_or_else(|_| self.root.clone());
-        let there = absolute.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
-        let stat = rustix::fs::statvfs(there)
-            .map_err(|e| Error::io("measure the free space of", there)(e.into()))?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        disk::free_space(&self.root).map_err(Error::io("measure the free space of", &self.root))
     }
 }
 
 fn folder_name(repo: &RepoId) -> String {
-    format!("models--{}", repo.as_str().replace('/', "--"))
+    hf_hub::Repo::model(repo.as_str().to_owned()).folder_name()
 }
 
 /// Whether `revision` is a commit's full hash.

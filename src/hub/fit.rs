@@ -160,9 +160,9 @@ impl Machine {
     }
 }
 
-/// Total and available memory.
+/// Bytes of memory in all, within the limit of the container if there is one, and bytes not in use.
 #[cfg(target_os = "linux")]
-fn memory() -> (Option<u64>, Option<u64>) {
+pub fn memory() -> (Option<u64>, Option<u64>) {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let info = read("/proc/meminfo");
     let (total, available) = (meminfo(&info, "MemTotal"), meminfo(&info, "MemAvailable"));
@@ -183,8 +183,9 @@ fn meminfo(text: &str, field: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
+/// Bytes of memory in all; the system does not tell how much of it is in use.
 #[cfg(not(target_os = "linux"))]
-fn memory() -> (Option<u64>, Option<u64>) {
+pub fn memory() -> (Option<u64>, Option<u64>) {
     (sysctl("hw.memsize").and_then(|text| text.parse().ok()), None)
 }
 

@@ -43,7 +43,7 @@ use std::time::Duration;
 
 pub use cache::{Cache, Entry, Removed};
 pub use error::Error;
-pub use fit::{Fit, Gpu, GpuKind, Machine, Place};
+pub use fit::{memory, Fit, Gpu, GpuKind, Machine, Place};
 pub use name::{Name, RepoId, Variant, Which, DEFAULT_REPO, DEFAULT_REVISION};
 pub use repository::{RemoteFile, Repository, Selection};
 pub use settings::{Settings, Token, Transfer, DEFAULT_ENDPOINT};

@@ -13,9 +13,9 @@ use crate::weights::{self, Weights};
 pub enum Rounding {
     /// None: as in implementations that leave it out.
     Off,
-    /// FP8 of the channels that do not turn: rows that are attended to.
+    /// FP8 of the channels that do not turn, BF16 of the others: rows that are attended to.
     Fp8 {
-        /// How many these are.
+        /// How many do not turn.
         nope_dim: usize,
     },
     /// Hadamard, then FP4: the indexer's keys and queries.
@@ -30,7 +30,7 @@ impl Rounding {
     pub fn apply(self, rows: &Tensor) -> Result<()> {
         match self {
             Self::Off => Ok(()),
-            Self::Fp8 { nope_dim } => ops::fp8_round_trip(rows, nope_dim),
+            Self::Fp8 { nope_dim } => ops::kv_round_trip(rows, nope_dim),
             Self::HadamardFp4 => ops::hadamard_fp4_round_trip(rows),
         }
     }

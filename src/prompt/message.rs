@@ -78,6 +78,10 @@ pub struct Message {
     /// Which call a tool message answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
+    /// What a server sent along with an assistant message to recognise it by. Not of the shape of
+    /// OpenAI's messages: the other dialects have a place for it.
+    #[serde(skip)]
+    pub replay: Option<String>,
 }
 
 impl Message {
@@ -89,6 +93,7 @@ impl Message {
             reasoning: None,
             tool_calls: Vec::new(),
             tool_call_id: None,
+            replay: None,
         }
     }
 
@@ -137,6 +142,7 @@ impl From<Wire> for Message {
             reasoning: wire.reasoning_content.or(wire.reasoning),
             tool_calls: wire.tool_calls.unwrap_or_default(),
             tool_call_id: wire.tool_call_id,
+            replay: None,
         }
     }
 }

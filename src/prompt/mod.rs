@@ -36,6 +36,7 @@
 
 mod dsml;
 mod event;
+mod fingerprint;
 mod json;
 mod message;
 mod reader;
@@ -46,9 +47,10 @@ mod tool;
 
 pub use dsml::Parser;
 pub use event::{Event, Fault, Piece};
+pub use fingerprint::Fingerprint;
 pub use message::{Message, Role, UnknownRole};
 pub use reader::Reader;
-pub use render::{Conversation, Ending};
-pub use rendered::Rendered;
+pub use render::{Conversation, Ending, Recall, Recorded, Replayed};
+pub use rendered::{Rendered, Tokens};
 pub use thinking::{Thinking, UnknownEffort};
 pub use tool::{Tool, ToolCall};

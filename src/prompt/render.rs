@@ -1,10 +1,12 @@
 //! A conversation to a prompt: DeepSeek V4's template.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{json, Message, Rendered, Role, Thinking, Tool, ToolCall};
+use super::fingerprint::Fingerprinter;
+use super::{json, Fingerprint, Message, Rendered, Role, Thinking, Tool, ToolCall};
 use crate::tokenizer::{ASSISTANT, BOS, END_THINK, EOS, LATEST_REMINDER, THINK, USER};
 
 /// How a prompt ends.
@@ -50,6 +52,42 @@ pub struct Conversation {
     pub ending: Ending,
 }
 
+/// The ids that a model chose for a message of the conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Recorded {
+    /// What it thought, without the token that ends reasoning; `None` to render the message's own
+    /// reasoning.
+    pub reasoning: Option<Arc<[u32]>>,
+    /// What came after, the token that ends the turn apart; `None` to render the message's own
+    /// content and calls.
+    pub rest: Option<Arc<[u32]>>,
+}
+
+/// Knows what a model chose for earlier turns.
+pub trait Recall {
+    /// The ids of `message`, an assistant's, in a conversation that begins with `before`.
+    fn recall(&mut self, before: Fingerprint, message: &Message) -> Option<Recorded>;
+}
+
+/// Remembers nothing.
+struct Amnesia;
+
+impl Recall for Amnesia {
+    fn recall(&mut self, _: Fingerprint, _: &Message) -> Option<Recorded> {
+        None
+    }
+}
+
+/// A prompt, and what the reply to it will be recalled by.
+#[derive(Debug, Clone)]
+pub struct Replayed {
+    /// The prompt.
+    pub prompt: Rendered,
+    /// What will come before the reply when the conversation goes on; `None` if the reply
+    /// completes a message that the client began.
+    pub before: Option<Fingerprint>,
+}
+
 /// Consecutive messages that make one turn.
 enum Turn<'m> {
     System(&'m str),
@@ -82,6 +120,13 @@ impl Conversation {
     /// messages or reminders that follow a user turn (set off by a blank line, and before the
     /// marker, respectively), and between two assistant messages.
     pub fn render(&self) -> Rendered {
+        self.render_with(&mut Amnesia).prompt
+    }
+
+    /// The same, in which assistant messages that `recall` knows are the ids that the model chose,
+    /// so that a prompt repeats what a cache has seen to the token. Where the template drops the
+    /// reasoning of a turn, it stays dropped.
+    pub fn render_with(&self, recall: &mut dyn Recall) -> Replayed {
         let turns = self.turns();
         let last_user = turns.iter().rposition(Turn::awaits_reply);
         let keeps_reasoning = !self.tools.is_empty();
@@ -90,6 +135,7 @@ impl Conversation {
         };
 
         let mut prompt = Rendered::new();
+        let mut fingerprint = Fingerprinter::default();
         prompt.push_control(BOS);
         prompt.push(self.thinking.prefix());
         if !matches!(turns.first(), Some(Turn::System(_))) {
@@ -118,35 +164,43 @@ impl Conversation {
                 Turn::Developer(text) => {
                     let forgotten = last_user.is_some_and(|last| index < last);
                     if !(self.thinking.is_on() && !keeps_reasoning && forgotten) {
+                        prompt.push_landmark();
                         prompt.push_control(USER);
                         prompt.push(text);
                         (started, after_user) = (true, true);
                     }
                 }
                 Turn::User(messages) => {
+                    prompt.push_landmark();
                     prompt.push_control(USER);
                     push_user(&mut prompt, messages);
                     (started, after_user) = (true, true);
                 }
                 Turn::Assistant(message) => {
                     let thinks = thinks(index);
+                    let last = index + 1 == turns.len();
+                    let open = last && self.ending == Ending::Continue;
+                    let recorded = if open {
+                        Recorded::default()
+                    } else {
+                        recall.recall(fingerprint.of(&prompt), message).unwrap_or_default()
+                    };
                     if started {
                         open_reply(&mut prompt, thinks);
                     }
-                    let last = index + 1 == turns.len();
-                    let open = last && self.ending == Ending::Continue;
-                    push_assistant(&mut prompt, message, thinks, open);
+                    push_assistant(&mut prompt, message, &recorded, thinks, open);
                     if open {
-                        return prompt;
+                        return Replayed { prompt, before: None };
                     }
                     (started, after_user) = (true, false);
                 }
             }
         }
+        let before = fingerprint.of(&prompt);
         if self.ending != Ending::Closed {
             open_reply(&mut prompt, self.thinking.is_on());
         }
-        prompt
+        Replayed { prompt, before: Some(before) }
     }
 
     fn turns(&self) -> Vec<Turn<'_>> {
@@ -227,22 +281,36 @@ fn push_user(prompt: &mut Rendered, messages: &[&Message]) {
 }
 
 fn open_reply(prompt: &mut Rendered, thinks: bool) {
+    prompt.push_landmark();
     prompt.push_control(ASSISTANT);
     prompt.push_control(if thinks { THINK } else { END_THINK });
 }
 
-fn push_assistant(prompt: &mut Rendered, message: &Message, thinks: bool, open: bool) {
+fn push_assistant(
+    prompt: &mut Rendered,
+    message: &Message,
+    recorded: &Recorded,
+    thinks: bool,
+    open: bool,
+) {
     let says_nothing = message.content.is_empty() && message.tool_calls.is_empty();
     if thinks {
-        prompt.push(message.reasoning.as_deref().unwrap_or_default());
+        match &recorded.reasoning {
+            Some(ids) => prompt.push_ids(Arc::clone(ids)),
+            None => prompt.push(message.reasoning.as_deref().unwrap_or_default()),
+        }
         if open && says_nothing {
             return;
         }
         prompt.push_control(END_THINK);
     }
-    prompt.push(&message.content);
-    if !message.tool_calls.is_empty() {
-        push_calls(prompt, &message.tool_calls);
+    if let Some(ids) = &recorded.rest {
+        prompt.push_ids(Arc::clone(ids));
+    } else {
+        prompt.push(&message.content);
+        if !message.tool_calls.is_empty() {
+            push_calls(prompt, &message.tool_calls);
+        }
     }
     if !open {
         prompt.push_control(EOS);

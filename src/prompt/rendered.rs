@@ -1,15 +1,39 @@
 //! A prompt as text that remembers which parts of it are control tokens.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::tokenizer::{Error, Tokenizer, BOS, DSML};
 
 /// Prompt text, and the byte ranges of it that are control tokens rather than text that happens
-/// to be spelled like one.
+/// to be spelled like one; between them, ids that were recorded when a model chose them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rendered {
     text: String,
     control: Vec<Range<usize>>,
+    recorded: Vec<RecordedIds>,
+    landmarks: Vec<usize>,
+}
+
+/// Ids in a prompt that no text stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RecordedIds {
+    /// Bytes of the text before them.
+    pub at: usize,
+    /// Control tokens before them.
+    pub control: usize,
+    /// The ids.
+    pub ids: Arc<[u32]>,
+}
+
+/// A prompt as a model reads it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// The ids.
+    pub ids: Vec<u32>,
+    /// Lengths of prefixes of `ids` that other prompts are likely to share, ascending: the end of
+    /// instructions and tools, the ends of turns.
+    pub landmarks: Vec<usize>,
 }
 
 impl Rendered {
@@ -40,6 +64,13 @@ impl Rendered {
         opening
     }
 
+    /// The end of a block of tool calls, on a line of its own if `new_line`.
+    pub fn call_closing(new_line: bool) -> Self {
+        let mut closing = Self::new();
+        closing.push_tag(if new_line { "\n</" } else { "</" }, "tool_calls>");
+        closing
+    }
+
     /// Appends plain text: whatever it says, it yields no control token.
     pub fn push(&mut self, text: &str) {
         self.text.push_str(text);
@@ -59,14 +90,31 @@ impl Rendered {
         self.push(rest);
     }
 
-    /// Appends another prompt.
-    pub fn append(&mut self, other: &Self) {
-        let shift = self.text.len();
-        self.text.push_str(&other.text);
-        self.control.extend(other.control.iter().map(|r| r.start + shift..r.end + shift));
+    /// Appends ids as they are: what a model chose for an earlier turn, which the same text need
+    /// not yield again.
+    pub fn push_ids(&mut self, ids: Arc<[u32]>) {
+        self.recorded.push(RecordedIds { at: self.text.len(), control: self.control.len(), ids });
     }
 
-    /// The text, control tokens spelled out.
+    /// Remembers that other prompts are likely to share this one up to the next control token.
+    pub(super) fn push_landmark(&mut self) {
+        self.landmarks.push(self.control.len());
+    }
+
+    /// Appends another prompt.
+    pub fn append(&mut self, other: &Self) {
+        let (shift, controls) = (self.text.len(), self.control.len());
+        self.text.push_str(&other.text);
+        self.control.extend(other.control.iter().map(|r| r.start + shift..r.end + shift));
+        self.landmarks.extend(other.landmarks.iter().map(|control| control + controls));
+        self.recorded.extend(other.recorded.iter().map(|span| RecordedIds {
+            at: span.at + shift,
+            control: span.control + controls,
+            ids: Arc::clone(&span.ids),
+        }));
+    }
+
+    /// The text, control tokens spelled out, recorded ids left out.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -76,21 +124,50 @@ impl Rendered {
         &self.control
     }
 
+    pub(super) fn recorded(&self) -> &[RecordedIds] {
+        &self.recorded
+    }
+
     /// The ids a model reads.
     ///
     /// # Errors
     /// [`Error::MissingControl`] if the vocabulary lacks a control token that the prompt has.
     pub fn ids(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>, Error> {
+        Ok(self.tokens(tokenizer)?.ids)
+    }
+
+    /// The ids a model reads, and where other prompts are likely to part from them.
+    ///
+    /// # Errors
+    /// As [`ids`](Self::ids).
+    pub fn tokens(&self, tokenizer: &Tokenizer) -> Result<Tokens, Error> {
         let mut ids = Vec::with_capacity(self.text.len() / 4 + self.control.len());
+        let mut landmarks: Vec<usize> = Vec::with_capacity(self.landmarks.len());
+        let mut recorded = self.recorded.iter().peekable();
+        let mut marks = self.landmarks.iter().peekable();
         let mut end = 0;
-        for range in &self.control {
-            tokenizer.encode_into(&self.text[end..range.start], &mut ids);
+        let mut text_to = |control: usize, end: usize, start: usize, ids: &mut Vec<u32>| {
+            let mut from = end;
+            while let Some(span) = recorded.next_if(|span| span.control <= control) {
+                tokenizer.encode_into(&self.text[from..span.at], ids);
+                ids.extend_from_slice(&span.ids);
+                from = span.at;
+            }
+            tokenizer.encode_into(&self.text[from..start], ids);
+        };
+        for (index, range) in self.control.iter().enumerate() {
+            text_to(index, end, range.start, &mut ids);
+            while marks.next_if(|&&mark| mark <= index).is_some() {
+                if landmarks.last() != Some(&ids.len()) {
+                    landmarks.push(ids.len());
+                }
+            }
             let spelling = &self.text[range.clone()];
             let id = tokenizer.control_id(spelling);
             ids.push(id.ok_or_else(|| Error::MissingControl(spelling.to_owned()))?);
             end = range.end;
         }
-        tokenizer.encode_into(&self.text[end..], &mut ids);
-        Ok(ids)
+        text_to(self.control.len(), end, self.text.len(), &mut ids);
+        Ok(Tokens { ids, landmarks })
     }
 }

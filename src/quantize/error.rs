@@ -49,6 +49,19 @@ pub enum QuantizeError {
     /// The importance matrix does not fit the model.
     #[error("importance matrix: {0}")]
     Imatrix(String),
+    /// The result would not fit the disk.
+    #[error(
+        "{}: {needed} bytes are still to be written and {free} are free: make room, or write to \
+         another disk", path.display()
+    )]
+    Space {
+        /// The output file.
+        path: PathBuf,
+        /// Bytes still to be written.
+        needed: u64,
+        /// Bytes free for this user.
+        free: u64,
+    },
     /// The caller asked to stop.
     #[error("stopped; the same command goes on where this one was")]
     Stopped,

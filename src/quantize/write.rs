@@ -13,6 +13,7 @@ use super::input::Source;
 use super::journal::{Fnv, Journal};
 use super::plan::{Options, Plan, Planned};
 use super::{Imatrix, Input, Role};
+use crate::disk;
 use crate::gguf::{self, FillResult, Writer};
 
 /// Values that a core takes at a time.
@@ -52,11 +53,11 @@ pub fn quantize(
     let source = input.source.as_ref();
     let journal = Journal::new(out, &source.files(), &fingerprint(&plan, options))?;
     let finished = journal.finished();
-    let report = Report {
-        tensors: plan.tensors.len(),
-        total: plan.tensors.iter().map(|t| t.bytes).sum(),
-        state: RefCell::new((progress, plan.tensors.iter().take(finished).map(|t| t.bytes).sum())),
-    };
+    let total = plan.tensors.iter().map(|t| t.bytes).sum();
+    let written = plan.tensors.iter().take(finished).map(|t| t.bytes).sum();
+    check_space(out, total - written)?;
+    let state = RefCell::new((progress, written));
+    let report = Report { tensors: plan.tensors.len(), total, state };
     let mut writer = Writer::new(plan.metadata.clone());
     for (index, planned) in plan.tensors.iter().enumerate() {
         let (report, imatrix) = (&report, options.imatrix.as_ref());
@@ -72,6 +73,15 @@ pub fn quantize(
         }
         Err(error) => Err(unwrapped(error)),
     }
+}
+
+/// Refuses to begin what cannot be finished.
+fn check_space(out: &Path, needed: u64) -> Result<()> {
+    let free = disk::free_space(out).map_err(QuantizeError::io(out, "measure the disk of"))?;
+    if needed > free {
+        return Err(QuantizeError::Space { path: out.to_owned(), needed, free });
+    }
+    Ok(())
 }
 
 /// What was ours before it passed through the writer.

@@ -364,3 +364,31 @@ fn pieces_that_the_disk_lost_are_fetched_again() {
     assert!(std::fs::read(fetched.path).unwrap() == bytes, "other bytes");
     assert!(events.iter().any(|e| matches!(e, Event::Rejected { .. })), "{events:?}");
 }
+
+/// `mount -t tmpfs -o size=80m tmpfs DIR && DS4_SMALL_DISK=DIR cargo test --release --test hub --
+/// --ignored small_disk`.
+#[test]
+#[ignore = "needs DS4_SMALL_DISK, a folder on a disk of about 80 MiB"]
+fn a_small_disk_that_others_fill_is_told_and_the_download_goes_on_after() {
+    use std::io::Write;
+    let disk = std::path::PathBuf::from(std::env::var_os("DS4_SMALL_DISK").unwrap());
+    let (bytes, server) = one_file();
+    let cache = tempfile::tempdir_in(&disk).unwrap();
+    let filler = disk.join("filler");
+    let path = filler.clone();
+    server.on_request(move |request, _| {
+        if request.place == Place::Cdn && request.number == 5 {
+            let mut file = std::fs::File::create(&path).unwrap();
+            while file.write_all(&[1; 4096]).is_ok() {}
+        }
+        None
+    });
+    let settings = settings(&server.endpoint(), cache.path());
+    let error = pull(&settings, "org/repo", &mut Vec::new()).unwrap_err();
+    assert!(error.to_string().contains("No space left"), "{error}");
+    assert_nothing_visible(cache.path());
+    std::fs::remove_file(&filler).unwrap();
+    server.on_request(|_, _| None);
+    let fetched = pull(&settings, "org/repo", &mut Vec::new()).unwrap();
+    assert!(std::fs::read(fetched.path).unwrap() == bytes, "other bytes");
+}

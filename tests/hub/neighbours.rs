@@ -25,6 +25,26 @@ fn python(script: &str, endpoint: &str, cache: &Path) -> String {
 }
 
 #[test]
+fn hf_hub_finds_what_we_wrote_and_we_find_what_it_would_write() {
+    let server = Server::start([("sub/ours.gguf", Stored::large(noise(70_000, 11)))]);
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(&server.endpoint(), folder.path());
+    let ours = pull(&settings, "org/repo:sub/ours.gguf", &mut Vec::new()).unwrap().path;
+    let theirs = hf_hub::Cache::new(folder.path().to_owned()).model("org/repo".to_owned());
+    assert_eq!(theirs.get("sub/ours.gguf"), Some(ours));
+
+    let other = "0123456789abcdef0123456789abcdef01234567";
+    let snapshot = theirs.pointer_path(other);
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::write(snapshot.join("theirs.gguf"), b"x").unwrap();
+    theirs.create_ref(other).unwrap();
+    let name: Name = "org/repo:theirs.gguf".parse().unwrap();
+    let found = Cache::at(folder.path()).find(&name).unwrap();
+    assert_eq!(found, theirs.get("theirs.gguf"));
+    assert!(found.is_some());
+}
+
+#[test]
 #[ignore = "needs huggingface_hub: set DS4_TEST_PYTHON to an interpreter that has it"]
 fn python_finds_what_we_wrote_and_we_find_what_python_wrote() {
     let bytes = noise(300_000, 8);

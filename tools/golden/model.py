@@ -196,8 +196,10 @@ class Margins:
     """How near the model came to another choice, over one forward pass."""
 
     def __init__(self, model, c):
-        self.smallest = {"expert": float("inf"), "row": float("inf"), "fp8": float("inf")}
+        self.smallest = {kind: float("inf") for kind in ("expert", "row", "fp8", "bf16")}
         self.hooks = []
+        self.bf16_round_trip = rounding.bf16_round_trip
+        rounding.bf16_round_trip = self.bf16
         for layer in model.model.layers:
             if not layer.mlp.is_hash:
                 gate = layer.mlp.gate
@@ -247,7 +249,15 @@ class Margins:
 
         return hook
 
+    def bf16(self, x, straight_through=False):
+        # A flip moves a value by 2^-8 of itself at most: it matters where that is not tiny.
+        large = x[x.abs() > 2.0**-6]
+        half_way = (large.view(torch.int32) & 0xFFFF) - 0x8000
+        self.note("bf16", half_way.abs() * 2.0**-23)
+        return self.bf16_round_trip(x, straight_through)
+
     def done(self):
+        rounding.bf16_round_trip = self.bf16_round_trip
         for hook in self.hooks:
             hook.remove()
         return self.smallest
@@ -262,7 +272,7 @@ def margins(model, c, ids):
 def draw(c):
     """A model whose choices are clear, its ids and its logits."""
     model = build(c)
-    need = {"expert": 5e-4, "row": 2e-3, "fp8": 1e-5 if c["rounding"] else 0.0}
+    need = {"expert": 5e-4, "row": 2e-3, "fp8": 1e-5, "bf16": 1e-6}
     for seed in range(4000):
         ids = randomise(model, c, seed)
         found, logits = margins(model, c, ids)
@@ -459,7 +469,8 @@ def make(name):
     in_f64 = (logits_of(wide, ids).float() - logits).abs().max().item()
     shaken = unsteadiness(model, ids, logits)
     assert max(by_token, by_chunk, in_f64) < 5e-5, (name, by_token, by_chunk, in_f64)
-    assert shaken < 5e-4, (name, shaken)
+    # So much turns a few BF16 roundings; the seed keeps clear of what other arithmetic may turn.
+    assert shaken < (2e-2 if c["rounding"] else 5e-4), (name, shaken)
 
     np.save(OUT / f"{name}.logits.npy", logits.numpy().astype(np.float32))
     (OUT / f"{name}.tokens.txt").write_text(" ".join(map(str, ids[0].tolist())) + "\n")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-from rounding import fp4_round_trip, fp8_round_trip, hadamard  # noqa: E402
+from rounding import bf16_round_trip, fp4_round_trip, fp8_round_trip, hadamard  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,17 @@ def unrotated(out, cos, sin, dtype):
 
 
 def rows(x, norm, cos, sin, eps, rope, rounding, dtype):
-    """Key/value or compressed rows [B, rows, width]: norm, FP8 of the plain channels, rotation."""
-    row = rms(x.float(), eps, norm)
+    """Key/value or compressed rows [B, rows, width]: norm, rotation, rounding."""
+    row = rotate(rms(x.float(), eps, norm), cos, sin)
     if rounding:
         row = round_row(row, rope)
-    return rotate(row, cos, sin).to(dtype)
+    return row.to(dtype)
 
 
 def round_row(row, rope):
+    """FP8 of the plain channels, BF16 of those that turned."""
     head = fp8_round_trip(row[..., :-rope], 64, straight_through=True)
-    return torch.cat((head, row[..., -rope:]), dim=-1)
+    return torch.cat((head, bf16_round_trip(row[..., -rope:], straight_through=True)), dim=-1)
 
 
 def round_index(v):

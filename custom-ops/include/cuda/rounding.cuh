@@ -31,6 +31,13 @@ DEVICE float round_e2m1(float x) {
     return f32_from_bits(f32_bits(rounded) | (f32_bits(x) & 0x80000000u));
 }
 
+// Nearest BF16 number, ties to even.
+DEVICE float round_bf16(float x) {
+    const uint32_t bits = f32_bits(x);
+    if ((bits & 0x7fffffff) > 0x7f800000) return f32_from_bits((bits | 0x400000) & 0xffff0000);
+    return f32_from_bits((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000);
+}
+
 // The code of a number that is one already.
 DEVICE uint8_t e4m3_code(float x) {
     const uint32_t sign = f32_bits(x) >> 24 & 0x80;

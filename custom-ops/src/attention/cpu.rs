@@ -1,6 +1,8 @@
 //! The reference: rows in the order of their positions, compressed ones last, whatever the cut of
 //! the batch, so that every cut gives the same bits.
 
+use std::ops::Range;
+
 use candle_core::{bail, Result};
 use rayon::prelude::*;
 
@@ -13,10 +15,24 @@ use crate::NO_ROW;
 const PARALLEL_WORK: usize = 1 << 19;
 /// Heads of a task when there are fewer tokens than make the cores busy.
 const HEADS_PER_TASK: usize = 8;
+/// Values of packed rows that are unpacked at a time: the choices of a few tokens of the full model.
+const UNPACKED: usize = 1 << 22;
 
 pub(super) enum Picks<'a> {
     Visible { ratio: usize },
     Chosen { ids: &'a [u32], k: usize },
+}
+
+/// The compressed rows that some tokens attend to.
+enum Source<'a> {
+    /// There are none.
+    None,
+    /// In the pages, all up to a token's last, or those of its choice.
+    Pages(&'a HostRows<'a>),
+    /// Unpacked, from the first on.
+    First(Vec<f32>),
+    /// Unpacked, those of these ascending ids.
+    Chosen(Vec<u32>, Vec<f32>),
 }
 
 /// One sequence of the batch.
@@ -42,21 +58,59 @@ impl Sequence<'_> {
         self.check_choices()?;
         let group = if span.len < 8 { HEADS_PER_TASK.min(heads) } else { heads };
         let groups = heads.div_ceil(group);
-        let one = |(task, out): (usize, &mut [f32])| {
-            let (token, first) = (task / groups, task % groups * group);
-            let at = (token * heads + first) * dim;
-            self.attend_heads(token, &self.sinks[first..], &q[at..at + out.len()], out);
+        let at_a_time = match &self.compressed {
+            Some((rows, Picks::Chosen { k, .. })) if rows.packed() => {
+                (UNPACKED / (k * dim).max(1)).max(1)
+            }
+            _ => span.len,
         };
-        // A task's heads must not reach into the next token.
-        let tasks = out.chunks_mut(heads * dim).flat_map(|token| token.chunks_mut(group * dim));
-        let work = 2 * heads * dim * span.len * self.window.min(span.end());
-        if work < PARALLEL_WORK {
-            tasks.enumerate().for_each(one);
-        } else {
-            let tasks: Vec<_> = tasks.enumerate().collect();
-            tasks.into_par_iter().for_each(one);
+        for (index, out) in out.chunks_mut(at_a_time * heads * dim).enumerate() {
+            let begin = index * at_a_time;
+            let tokens = out.len() / (heads * dim);
+            let source = self.source(begin..begin + tokens);
+            let one = |(task, out): (usize, &mut [f32])| {
+                let (token, first) = (begin + task / groups, task % groups * group);
+                let at = (token * heads + first) * dim;
+                let q = &q[at..at + out.len()];
+                self.attend_heads(token, &source, &self.sinks[first..], q, out);
+            };
+            // A task's heads must not reach into the next token.
+            let tasks = out.chunks_mut(heads * dim).flat_map(|token| token.chunks_mut(group * dim));
+            let work = 2 * heads * dim * tokens * self.window.min(span.end());
+            if work < PARALLEL_WORK {
+                tasks.enumerate().for_each(one);
+            } else {
+                let tasks: Vec<_> = tasks.enumerate().collect();
+                tasks.into_par_iter().for_each(one);
+            }
         }
         Ok(())
+    }
+
+    /// The compressed rows of these tokens of the span.
+    fn source(&self, tokens: Range<usize>) -> Source<'_> {
+        match &self.compressed {
+            None => Source::None,
+            Some((rows, _)) if !rows.packed() => Source::Pages(rows),
+            Some((rows, Picks::Visible { ratio })) => {
+                Source::First(rows.unpack_first((self.span.start + tokens.end) / ratio))
+            }
+            Some((rows, Picks::Chosen { ids, k })) => {
+                let mut distinct = ids[tokens.start * k..tokens.end * k].to_vec();
+                distinct.sort_unstable();
+                distinct.dedup();
+                distinct.pop_if(|&mut id| id == NO_ROW);
+                let values = rows.unpack(&distinct);
+                Source::Chosen(distinct, values)
+            }
+        }
+    }
+
+    /// The choice of a token, of a span that has one.
+    fn choice(&self, token: usize) -> &[u32] {
+        let Some((_, Picks::Chosen { ids, k })) = &self.compressed else { return &[] };
+        let ids = &ids[token * k..(token + 1) * k];
+        &ids[..ids.iter().position(|&id| id == NO_ROW).unwrap_or(ids.len())]
     }
 
     /// Names a choice that points past the rows, before any thread indexes by it.
@@ -64,9 +118,8 @@ impl Sequence<'_> {
         let Some((rows, Picks::Chosen { ids, k })) = &self.compressed else {
             return Ok(());
         };
-        for (token, ids) in ids.chunks_exact((*k).max(1)).enumerate() {
-            let ids = &ids[..ids.iter().position(|&id| id == NO_ROW).unwrap_or(ids.len())];
-            if let Some(id) = ids.iter().find(|&&id| id as usize >= rows.len()) {
+        for token in 0..ids.len() / (*k).max(1) {
+            if let Some(id) = self.choice(token).iter().find(|&&id| id as usize >= rows.len()) {
                 bail!("attention: token {token} chose row {id} of {}", rows.len());
             }
         }
@@ -74,11 +127,18 @@ impl Sequence<'_> {
     }
 
     /// `q` and `out` hold the heads that `sinks` begins with.
-    fn attend_heads(&self, token: usize, sinks: &[f32], q: &[f32], out: &mut [f32]) {
+    fn attend_heads(
+        &self,
+        token: usize,
+        source: &Source<'_>,
+        sinks: &[f32],
+        q: &[f32],
+        out: &mut [f32],
+    ) {
         let dim = self.dim;
         let heads = q.len() / dim;
-        let mut in_page = Vec::new();
-        let runs = self.rows_of(token, &mut in_page);
+        let mut indices = Vec::new();
+        let runs = self.rows_of(token, source, &mut indices);
         let count: usize = runs.iter().map(Rows::count).sum();
 
         let queries = Rows::new(q, heads, dim, dim);
@@ -103,7 +163,12 @@ impl Sequence<'_> {
     }
 
     /// The rows that a token attends to, in runs.
-    fn rows_of<'s>(&'s self, token: usize, in_page: &'s mut Vec<u32>) -> Vec<Rows<'s>> {
+    fn rows_of<'s>(
+        &'s self,
+        token: usize,
+        source: &'s Source<'_>,
+        indices: &'s mut Vec<u32>,
+    ) -> Vec<Rows<'s>> {
         let Self { span, dim, .. } = *self;
         let position = span.start + token;
         let mut runs = Vec::new();
@@ -118,16 +183,23 @@ impl Sequence<'_> {
         }
         let first = at - span.start;
         runs.push(Rows::new(&self.kv[first * dim..], token + 1 - first, dim, dim));
-        match &self.compressed {
-            Some((rows, Picks::Visible { ratio })) => {
-                rows.runs((position + 1) / ratio, &mut runs);
+        let visible = match &self.compressed {
+            Some((_, Picks::Visible { ratio })) => Some((position + 1) / ratio),
+            _ => None,
+        };
+        match (source, visible) {
+            (Source::None, _) => {}
+            (Source::Pages(rows), Some(visible)) => rows.plain(visible, &mut runs),
+            (Source::Pages(rows), None) => rows.picks(self.choice(token), indices, &mut runs),
+            (Source::First(values), visible) => {
+                runs.push(Rows::new(values, visible.unwrap_or(0), dim, dim));
             }
-            Some((rows, Picks::Chosen { ids, k })) => {
-                let ids = &ids[token * k..(token + 1) * k];
-                let ids = &ids[..ids.iter().position(|&id| id == NO_ROW).unwrap_or(ids.len())];
-                rows.picks(ids, in_page, &mut runs);
+            (Source::Chosen(distinct, values), _) => {
+                let mut rest = distinct.iter().zip(0..);
+                let of = |id: &u32| rest.find_map(|(have, at)| (have == id).then_some(at));
+                indices.extend(self.choice(token).iter().filter_map(of));
+                runs.push(Rows::new(values, distinct.len(), dim, dim).pick(indices));
             }
-            None => {}
         }
         runs
     }

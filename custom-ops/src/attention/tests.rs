@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Ragged, NO_ROW};
+use crate::{Ragged, RowFormat, NO_ROW};
 use candle_core::Device;
 
 const HEADS: usize = 3;
@@ -52,9 +52,17 @@ fn naive(case: &Case, token: usize, rows: &[usize]) -> Result<Vec<f64>> {
 
 /// Runs the case cut into chunks, as a sequence would see them.
 fn run(case: &Case, cuts: &[usize], chosen: Option<&Tensor>) -> Result<Vec<f32>> {
+    run_with(case, cuts, chosen, Rows::new(RATIO, DIM, &Device::Cpu))
+}
+
+fn run_with(
+    case: &Case,
+    cuts: &[usize],
+    chosen: Option<&Tensor>,
+    mut rows: Rows,
+) -> Result<Vec<f32>> {
     let device = Device::Cpu;
     let ring = Ring::new(WINDOW + 1, DIM, &device)?;
-    let mut rows = Rows::new(RATIO, DIM, &device);
     let mut got = Vec::new();
     let mut start = 0;
     for &len in cuts {
@@ -133,6 +141,34 @@ fn only_chosen_rows_count_and_a_list_may_end_early() -> Result<()> {
     for (token, rows) in choices.iter().enumerate() {
         let want = naive(&case, token, rows)?;
         assert_near(&got[token * HEADS * DIM..][..HEADS * DIM], &want, &format!("token {token}"));
+    }
+    Ok(())
+}
+
+#[test]
+fn packed_rows_give_the_bits_of_plain_ones_whatever_the_page() -> Result<()> {
+    let case = case()?;
+    crate::kv_round_trip(&case.rows, 16)?;
+    let packed = RowFormat::Fp8 { nope: 16, rope: 8 };
+    let choices = |k: usize| -> Result<Tensor> {
+        let ids = (0..TOKENS as u32).flat_map(|t| {
+            let rows = (0..(t + 1) / RATIO as u32).filter(move |r| (r + t) % 3 != 0);
+            rows.chain(std::iter::repeat(NO_ROW)).take(k)
+        });
+        Tensor::from_vec(ids.collect::<Vec<u32>>(), (TOKENS, k), &Device::Cpu)
+    };
+    // With the last, so many values may be chosen that each token is unpacked on its own.
+    let choices = [None, Some(choices(4)?), Some(choices(1 << 17)?)];
+    for chosen in &choices {
+        let plain = run(&case, &[TOKENS], chosen.as_ref())?;
+        for page_rows in [1, 2, 256] {
+            for cuts in [vec![TOKENS], vec![1; TOKENS], vec![9, 1, 13]] {
+                let page = crate::PAGE_TOKENS / page_rows;
+                let rows = Rows::with_format(page, packed, &Device::Cpu);
+                let got = run_with(&case, &cuts, chosen.as_ref(), rows)?;
+                assert_eq!(got, plain, "pages of {page_rows}, {cuts:?}, {chosen:?}");
+            }
+        }
     }
     Ok(())
 }

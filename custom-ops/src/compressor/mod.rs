@@ -10,7 +10,7 @@ use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 use crate::device::cuda::emulating;
 #[cfg(cuda_kernels)]
 use crate::device::cuda::Target;
-use crate::device::{host, host_mut, Workspace};
+use crate::device::{host, host_mut, timed, Workspace};
 use crate::kv::Ring;
 use crate::ragged::Ragged;
 
@@ -95,7 +95,11 @@ pub fn pool(
     let rows = batch.window_rows(pooling.ratio);
     let out = ws.f32((rows, dim))?;
     if rows > 0 {
-        out.inplace_op1(&Pool { values, gates, ape, states, batch, pooling, width })?;
+        timed(
+            &out,
+            || Ok(("pool".to_owned(), 0)),
+            || out.inplace_op1(&Pool { values, gates, ape, states, batch, pooling, width }),
+        )?;
     }
     Ok(out)
 }

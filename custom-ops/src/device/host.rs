@@ -59,6 +59,15 @@ impl Element for f32 {
     }
 }
 
+impl Element for u8 {
+    fn values_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::U8(values) => Some(values),
+            _ => None,
+        }
+    }
+}
+
 impl Element for u32 {
     fn values_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
         match storage {

@@ -19,7 +19,9 @@ pub(crate) fn upload<T: Upload>(tensor: &Tensor, values: &[T]) -> Result<()> {
 /// What can be uploaded.
 #[cfg(feature = "cuda")]
 pub(crate) trait Upload:
-    Element + candle_core::cuda_backend::CudaDType + candle_core::cuda_backend::cudarc::driver::DeviceRepr
+    Element
+    + candle_core::cuda_backend::CudaDType
+    + candle_core::cuda_backend::cudarc::driver::DeviceRepr
 {
 }
 

@@ -2,7 +2,9 @@
 
 use std::cell::{Cell, RefCell};
 
-use candle_core::{DType, Device, Result, Shape, Tensor};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Tensor};
+
+use super::host_mut;
 
 /// Hands out output tensors in the order in which a step asks for them.
 ///
@@ -19,6 +21,7 @@ pub struct Workspace {
     next: Cell<usize>,
     #[cfg(cuda_kernels)]
     scratch: RefCell<Option<Tensor>>,
+    poison: bool,
 }
 
 /// Returns what was taken since [`Workspace::frame`] when it goes out of scope.
@@ -30,13 +33,23 @@ pub struct Frame<'a> {
 impl Workspace {
     /// An empty workspace; it grows as the first steps ask.
     pub fn new(device: &Device) -> Self {
+        let poison = cfg!(any(test, debug_assertions));
+        let (buffers, next) = (RefCell::new(Vec::new()), Cell::new(0));
         Self {
             device: device.clone(),
-            buffers: RefCell::new(Vec::new()),
-            next: Cell::new(0),
+            buffers,
+            next,
             #[cfg(cuda_kernels)]
             scratch: RefCell::new(None),
+            poison,
         }
+    }
+
+    /// The same, but tensors are filled with values that cannot pass for results before they are handed
+    /// out, so that an op that leaves a gap, or a read after a frame's end, shows. In debug builds every
+    /// workspace does that.
+    pub fn poisoned(device: &Device) -> Self {
+        Self { poison: true, ..Self::new(device) }
     }
 
     /// The device its tensors live on.
@@ -112,8 +125,9 @@ impl Workspace {
         let tensor = buffers[index].narrow(0, 0, wanted)?.reshape(shape)?;
         drop(buffers);
         self.next.set(index + 1);
-        #[cfg(any(test, debug_assertions))]
-        poison(&tensor)?;
+        if self.poison {
+            tensor.inplace_op1(&Poison)?;
+        }
         Ok(tensor)
     }
 }
@@ -124,35 +138,26 @@ impl Drop for Frame<'_> {
     }
 }
 
-/// Fills what an op is to overwrite with values that cannot pass for results, so that an op that
-/// leaves a gap, or a read after a frame's end, shows in tests and in every debug build.
-#[cfg(any(test, debug_assertions))]
-fn poison(tensor: &Tensor) -> Result<()> {
-    struct Poison;
-    impl candle_core::InplaceOp1 for Poison {
-        fn name(&self) -> &'static str {
-            "poison"
-        }
+/// Fills what an op is to overwrite.
+struct Poison;
 
-        fn cpu_fwd(
-            &self,
-            storage: &mut candle_core::CpuStorage,
-            layout: &candle_core::Layout,
-        ) -> Result<()> {
-            use super::host_mut;
-            match storage {
-                candle_core::CpuStorage::F32(_) => {
-                    host_mut::<f32>("poison", storage, layout)?.fill(f32::NAN)
-                }
-                _ => host_mut::<u32>("poison", storage, layout)?.fill(u32::MAX),
-            }
-            Ok(())
+impl InplaceOp1 for Poison {
+    fn name(&self) -> &'static str {
+        "poison"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        match storage {
+            CpuStorage::F32(_) => host_mut::<f32>("poison", storage, layout)?.fill(f32::NAN),
+            _ => host_mut::<u32>("poison", storage, layout)?.fill(u32::MAX),
         }
+        Ok(())
     }
-    if tensor.device().is_cpu() {
-        tensor.inplace_op1(&Poison)?;
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        super::cuda::poison(storage, layout)
     }
-    Ok(())
 }
 
 #[cfg(test)]

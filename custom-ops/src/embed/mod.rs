@@ -10,7 +10,7 @@ use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 use crate::device::cuda::emulating;
 #[cfg(cuda_kernels)]
 use crate::device::cuda::Target;
-use crate::device::{host, host_mut, Workspace};
+use crate::device::{host, host_mut, timed, Workspace};
 use crate::Matrix;
 
 /// `out[t, s] = table[ids[t]]` for each of `streams` equal streams `s`.
@@ -25,7 +25,11 @@ pub fn embed(ids: &Tensor, table: &Matrix, streams: usize, ws: &Workspace) -> Re
         bail!("embed: needs a single table, got a stack [{stack}, {vocab}, {hidden}]");
     }
     let out = ws.f32((ids.dims1()?, streams, hidden))?;
-    out.inplace_op1(&Embed { ids, table, streams })?;
+    timed(
+        &out,
+        || Ok(("embed".to_owned(), 0)),
+        || out.inplace_op1(&Embed { ids, table, streams }),
+    )?;
     Ok(out)
 }
 

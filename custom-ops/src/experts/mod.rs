@@ -11,7 +11,7 @@ use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 use crate::device::cuda::emulating;
 #[cfg(cuda_kernels)]
 use crate::device::cuda::{Gpu, Target};
-use crate::device::{host, host_mut, Workspace};
+use crate::device::{host, host_mut, timed, Workspace};
 use crate::Matrix;
 
 /// The weights of a gated feed-forward network, or of a stack of them.
@@ -84,8 +84,19 @@ pub fn experts(
     if Gpu::of(x.device())?.is_some() {
         op.scratch = ws.scratch(cuda::scratch_bytes(&op, tokens, ids_dims.1))?;
     }
-    out.inplace_op1(&op)?;
+    timed(&out, || class_of(routed, ids, shared), || out.inplace_op1(&op))?;
     Ok(out)
+}
+
+/// Gate and up's format and down's, with the bytes of the experts that are chosen at all.
+fn class_of(routed: Mlp, ids: &Tensor, shared: Option<Mlp>) -> Result<(String, usize)> {
+    let mut chosen = ids.flatten_all()?.to_vec1::<u32>()?;
+    chosen.sort_unstable();
+    chosen.dedup();
+    let bytes = |mlp: Mlp| mlp.gate.byte_len() + mlp.up.byte_len() + mlp.down.byte_len();
+    let of_chosen = bytes(routed) / routed.gate.stack().max(1) * chosen.len();
+    let name = format!("experts {} / {}", routed.gate.format(), routed.down.format());
+    Ok((name, of_chosen + shared.map_or(0, bytes)))
 }
 
 /// Refuses weights that are not `[n, inter, hidden]`, twice, and `[n, hidden, inter]`.

@@ -14,7 +14,7 @@ use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 use crate::device::cuda::emulating;
 #[cfg(cuda_kernels)]
 use crate::device::cuda::Target;
-use crate::device::{host, host_mut, Workspace};
+use crate::device::{host, host_mut, timed, Workspace};
 
 /// The constants of a mix.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,7 +63,11 @@ pub fn hyper_mix(
         bail!("hyper_mix: scale {:?}, base {:?} for {width} values", scale.dims(), base.dims());
     }
     let out = ws.f32((tokens, width))?;
-    out.inplace_op1(&Mix { state, raw, scale, base, kind: Kind::Layer(params) })?;
+    timed(
+        &out,
+        || Ok(("hyper_mix".to_owned(), 0)),
+        || out.inplace_op1(&Mix { state, raw, scale, base, kind: Kind::Layer(params) }),
+    )?;
     Ok(out)
 }
 
@@ -86,7 +90,11 @@ pub fn hyper_head_mix(
         bail!("hyper_head_mix: state {:?} with projection {:?}", state.dims(), raw.dims());
     }
     let out = ws.f32((tokens, streams))?;
-    out.inplace_op1(&Mix { state, raw, scale, base, kind: Kind::Head(params) })?;
+    timed(
+        &out,
+        || Ok(("hyper_mix".to_owned(), 0)),
+        || out.inplace_op1(&Mix { state, raw, scale, base, kind: Kind::Head(params) }),
+    )?;
     Ok(out)
 }
 
@@ -101,7 +109,11 @@ pub fn hyper_collapse(state: &Tensor, mix: &Tensor, ws: &Workspace) -> Result<Te
         bail!("hyper_collapse: state {:?} with mix {:?}", state.dims(), mix.dims());
     }
     let out = ws.f32((tokens, hidden))?;
-    out.inplace_op1(&Collapse { state, mix, streams, width, hidden })?;
+    timed(
+        &out,
+        || Ok(("hyper_collapse".to_owned(), 0)),
+        || out.inplace_op1(&Collapse { state, mix, streams, width, hidden }),
+    )?;
     Ok(out)
 }
 
@@ -114,7 +126,11 @@ pub fn hyper_expand(state: &Tensor, y: &Tensor, mix: &Tensor) -> Result<()> {
     if y.dims() != [tokens, hidden] || mix.dims() != [tokens, (2 + streams) * streams] {
         bail!("hyper_expand: state {:?}, y {:?}, mix {:?}", state.dims(), y.dims(), mix.dims());
     }
-    state.inplace_op1(&Expand { y, mix, streams, hidden })
+    timed(
+        state,
+        || Ok(("hyper_expand".to_owned(), 0)),
+        || state.inplace_op1(&Expand { y, mix, streams, hidden }),
+    )
 }
 
 enum Kind {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{bail, DType, Device, Result, Tensor};
 
-use super::{Ring, Rows};
+use super::{Ring, RowFormat, Rows};
 use crate::device::cuda::{Address, Batch, Gpu, Input, Kernel, Launch, Rings, MAX_SEQUENCES};
 use crate::device::upload;
 use crate::ragged::Ragged;
@@ -43,9 +43,8 @@ pub(super) fn write_rings(
             width = width.max(rows.dim(1)?);
             held.push((rings, rows_input));
         }
-        let launch = Launch::new(batch.tokens(), 256)
-            .grid_y(width.div_ceil(256))
-            .grid_z(pairs.len());
+        let launch =
+            Launch::new(batch.tokens(), 256).grid_y(width.div_ceil(256)).grid_z(pairs.len());
         // SAFETY: `WriteRingsParams`; widths were compared by the caller. Rings are written through
         // addresses while their storage is only borrowed: the borrow guards the host's struct, and
         // nothing else runs on this device's stream meanwhile.
@@ -97,12 +96,22 @@ impl RowsParam {
         };
         let mut tables = Vec::with_capacity(lists.len());
         for (i, rows) in lists.iter().enumerate() {
-            let form = (rows.page_rows() as u32, rows.width() as u32);
-            if i > 0 && form != (param.page_rows, param.width) {
+            let same = |first: &&&Rows| {
+                (first.page_rows(), first.format()) == (rows.page_rows(), rows.format())
+            };
+            if lists.first().is_none_or(|first| !same(&first)) {
                 bail!("{op}: lists of rows of different forms in one batch");
             }
-            (param.page_rows, param.width) = form;
-            param.row_bytes = 4 * param.width;
+            let format = rows.format();
+            param.page_rows = rows.page_rows() as u32;
+            param.width = format.width() as u32;
+            param.row_bytes = format.row_bytes() as u32;
+            param.block = format.block() as u32;
+            (param.format, param.nope) = match format {
+                RowFormat::F32 { .. } => (0, 0),
+                RowFormat::Fp8 { nope, .. } => (1, nope as u32),
+                RowFormat::Fp4 { .. } => (2, 0),
+            };
             let table = rows.page_table(op, gpu)?;
             param.pages[i] = table.address;
             tables.push(table);

@@ -1,15 +1,21 @@
 //! Where a sequence's state lives on the device: rings for what is soon overwritten, pages for
-//! what is only appended.
+//! what is only appended. Rows of pages are packed if they were rounded.
 
+mod bytes;
 #[cfg(cuda_kernels)]
 mod cuda;
+mod host;
+mod packed;
 mod ring;
 mod rows;
+mod unpack;
 
+pub use bytes::BytesError;
 #[cfg(cuda_kernels)]
 pub(crate) use cuda::RowsParam;
+pub(crate) use host::HostRows;
+pub use packed::{NotARow, NotPackable, RowFormat};
 pub use ring::{write_rings, Ring};
-pub(crate) use rows::HostRows;
 pub use rows::{append_rows, Rows, PAGE_TOKENS};
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor};
@@ -33,6 +39,34 @@ impl InplaceOp1 for Copy<'_> {
             candle_core::bail!("kv_copy: {} values into {}", source.len(), out.len());
         }
         out.copy_from_slice(&source);
+        Ok(())
+    }
+}
+
+/// Writes the byte form of each row of `source` `[rows, width]` f32 over `[rows, row_bytes]` u8.
+struct Pack<'a> {
+    source: &'a Tensor,
+    format: RowFormat,
+}
+
+impl InplaceOp1 for Pack<'_> {
+    fn name(&self) -> &'static str {
+        "kv_pack"
+    }
+
+    fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let out = host_mut::<u8>(self.name(), out, layout)?;
+        let source = host::<f32>(self.name(), self.source)?;
+        let (width, row_bytes) = (self.format.width(), self.format.row_bytes());
+        if out.len() / row_bytes != source.len() / width {
+            candle_core::bail!("kv_pack: {} values into {} bytes", source.len(), out.len());
+        }
+        let rows = source.chunks_exact(width).zip(out.chunks_exact_mut(row_bytes));
+        for (index, (row, bytes)) in rows.enumerate() {
+            if let Err(error) = self.format.pack(row, bytes) {
+                candle_core::bail!("kv_pack: row {index}: {error}");
+            }
+        }
         Ok(())
     }
 }

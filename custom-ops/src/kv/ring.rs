@@ -3,6 +3,7 @@
 use candle_core::{bail, DType, Device, Result, Tensor};
 
 use super::Copy;
+use crate::device::timed;
 use crate::ragged::{Ragged, Span};
 
 /// A ring of f32 rows: the row of position `p` is in slot `p mod slots`.
@@ -80,16 +81,22 @@ pub fn write_rings(pairs: &[(Vec<&Ring>, &Tensor)], batch: &Ragged) -> Result<()
             bail!("write_rings: {tokens} rows of a batch of {}", batch.tokens());
         }
     }
-    #[cfg(cuda_kernels)]
-    if let Some(gpu) = crate::device::cuda::Gpu::of(batch.positions().device())? {
-        return super::cuda::write_rings(&gpu, pairs, batch);
-    }
-    for (rings, rows) in pairs {
-        for (ring, span) in rings.iter().zip(batch.spans()) {
-            ring.write(rows, span)?;
-        }
-    }
-    Ok(())
+    timed(
+        batch.positions(),
+        || Ok(("write_rings".to_owned(), 0)),
+        || {
+            #[cfg(cuda_kernels)]
+            if let Some(gpu) = crate::device::cuda::Gpu::of(batch.positions().device())? {
+                return super::cuda::write_rings(&gpu, pairs, batch);
+            }
+            for (rings, rows) in pairs {
+                for (ring, span) in rings.iter().zip(batch.spans()) {
+                    ring.write(rows, span)?;
+                }
+            }
+            Ok(())
+        },
+    )
 }
 
 #[cfg(test)]

@@ -4,15 +4,14 @@ use std::sync::Arc;
 
 use candle_core::{bail, DType, Device, Result, Tensor};
 
-use super::Copy;
-use crate::device::{host, Host};
-use crate::dot;
-use crate::ragged::Ragged;
+use super::{Copy, Pack, RowFormat};
+use crate::device::timed;
+use crate::ragged::{Ragged, Span};
 
 /// Tokens that one page covers, whatever the compression ratio.
 pub const PAGE_TOKENS: usize = 1024;
 
-/// An append-only list of f32 rows.
+/// An append-only list of rows, each kept in the list's [`RowFormat`].
 ///
 /// A clone shares the pages; a shared page is never written (the one being filled is copied
 /// first), so a clone is a snapshot.
@@ -20,7 +19,7 @@ pub const PAGE_TOKENS: usize = 1024;
 pub struct Rows {
     pages: Vec<Arc<Tensor>>,
     len: usize,
-    width: usize,
+    format: RowFormat,
     page_rows: usize,
     device: Device,
     #[cfg(cuda_kernels)]
@@ -28,13 +27,18 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// No rows yet; `ratio` is the number of tokens that a row stands for.
+    /// No rows yet, to be kept as f32; `ratio` is the number of tokens that a row stands for.
     pub fn new(ratio: usize, width: usize, device: &Device) -> Self {
+        Self::with_format(ratio, RowFormat::F32 { width }, device)
+    }
+
+    /// No rows yet; `ratio` is the number of tokens that a row stands for.
+    pub fn with_format(ratio: usize, format: RowFormat, device: &Device) -> Self {
         let page_rows = (PAGE_TOKENS / ratio.max(1)).max(1);
         Self {
             pages: Vec::new(),
             len: 0,
-            width,
+            format,
             page_rows,
             device: device.clone(),
             #[cfg(cuda_kernels)]
@@ -54,7 +58,12 @@ impl Rows {
 
     /// Values in a row.
     pub fn width(&self) -> usize {
-        self.width
+        self.format.width()
+    }
+
+    /// How rows are kept.
+    pub fn format(&self) -> RowFormat {
+        self.format
     }
 
     /// Rows in a page.
@@ -62,35 +71,28 @@ impl Rows {
         self.page_rows
     }
 
-    /// Pages, each `[page_rows, width]`; the last may be filled in part.
+    /// Pages, the last perhaps filled in part: `[page_rows, width]` f32, or, in a packed format,
+    /// `[page_rows, row_bytes]` u8.
     pub fn pages(&self) -> &[Arc<Tensor>] {
         &self.pages
     }
 
+    /// Bytes of a page.
+    pub fn page_bytes(&self) -> usize {
+        self.page_rows * self.format.row_bytes()
+    }
+
     /// Bytes held, shared pages included.
     pub fn bytes(&self) -> usize {
-        self.pages.len() * self.page_rows * self.width * 4
+        self.pages.len() * self.page_bytes()
     }
 
-    /// Appends `count` rows of `batch` `[rows, width]`, from row `from` on.
-    ///
-    /// # Errors
-    /// If the rows are not there, or the device has no memory left.
-    pub fn append(&mut self, batch: &Tensor, from: usize, count: usize) -> Result<()> {
-        let mut done = 0;
-        while done < count {
-            let at = self.len % self.page_rows;
-            let run = (self.page_rows - at).min(count - done);
-            let source = batch.narrow(0, from + done, run)?;
-            let page = self.open_page(at)?;
-            page.narrow(0, at, run)?.inplace_op1(&Copy { source: &source })?;
-            self.len += run;
-            done += run;
-        }
-        Ok(())
+    /// Bytes that the first `count` rows take.
+    pub(crate) fn bytes_of(&self, count: usize) -> usize {
+        count * self.format.row_bytes()
     }
 
-    /// Makes room for `count` rows more: pages that are this list's alone.
+    /// Makes room for `count` rows more, in pages that are this list's alone and that kernels find.
     ///
     /// # Errors
     /// If the device has no memory left.
@@ -103,11 +105,12 @@ impl Rows {
                         *page = Arc::new(page.copy()?);
                     }
                 }
-                None => {
-                    let shape = (self.page_rows, self.width);
-                    self.pages.push(Arc::new(Tensor::zeros(shape, DType::F32, &self.device)?));
-                }
+                None => self.pages.push(Arc::new(self.empty_page()?)),
             }
+        }
+        #[cfg(cuda_kernels)]
+        if let Some(gpu) = crate::device::cuda::Gpu::of(&self.device)? {
+            self.page_table("kv rows", &gpu)?;
         }
         Ok(())
     }
@@ -135,6 +138,54 @@ impl Rows {
         self.table.of(op, gpu, &self.pages, &self.device)
     }
 
+    fn empty_page(&self) -> Result<Tensor> {
+        match self.format {
+            RowFormat::F32 { width } => {
+                Tensor::zeros((self.page_rows, width), DType::F32, &self.device)
+            }
+            packed => {
+                let shape = (self.page_rows, packed.row_bytes());
+                Tensor::zeros(shape, DType::U8, &self.device)
+            }
+        }
+    }
+
+    /// Appends `count` rows of `batch` `[rows, width]` f32, from row `from` on.
+    ///
+    /// # Errors
+    /// If the rows are not there, the format cannot hold one of them to the bit (they were not
+    /// rounded, or are not finite), or the device has no memory left.
+    pub fn append(&mut self, batch: &Tensor, from: usize, count: usize) -> Result<()> {
+        if batch.dims2()?.1 != self.width() {
+            bail!("kv rows: rows {:?} into a list of width {}", batch.dims(), self.width());
+        }
+        let format = self.format;
+        self.extend(count, |page, done, run| {
+            let source = batch.narrow(0, from + done, run)?;
+            match format {
+                RowFormat::F32 { .. } => page.inplace_op1(&Copy { source: &source }),
+                packed => page.inplace_op1(&Pack { source: &source, format: packed }),
+            }
+        })
+    }
+
+    /// Calls `write(page part [run, …], rows done, run)` for each run of `count` new rows.
+    pub(super) fn extend(
+        &mut self,
+        count: usize,
+        mut write: impl FnMut(&Tensor, usize, usize) -> Result<()>,
+    ) -> Result<()> {
+        let mut done = 0;
+        while done < count {
+            let at = self.len % self.page_rows;
+            let run = (self.page_rows - at).min(count - done);
+            write(&self.open_page(at)?.narrow(0, at, run)?, done, run)?;
+            self.len += run;
+            done += run;
+        }
+        Ok(())
+    }
+
     /// Forgets all rows from the `len`-th on.
     pub fn truncate(&mut self, len: usize) {
         if len < self.len {
@@ -146,8 +197,9 @@ impl Rows {
     /// The page that the next row goes to, owned by this list alone.
     fn open_page(&mut self, at: usize) -> Result<&Tensor> {
         if at == 0 {
-            let page = Tensor::zeros((self.page_rows, self.width), DType::F32, &self.device)?;
-            self.pages.push(Arc::new(page));
+            // A write that failed has left it.
+            self.pages.truncate(self.len / self.page_rows);
+            self.pages.push(Arc::new(self.empty_page()?));
         }
         match self.pages.last_mut() {
             Some(page) => {
@@ -156,7 +208,7 @@ impl Rows {
                 }
                 Ok(page)
             }
-            None => candle_core::bail!("kv rows: no page open at row {at}"),
+            None => bail!("kv rows: no page open at row {at}"),
         }
     }
 }
@@ -165,7 +217,8 @@ impl Rows {
 /// `[rows, width]`, which has [`Ragged::window_rows`] of them.
 ///
 /// # Errors
-/// If there is not one list for each sequence, widths differ, or the device has no memory left.
+/// If there is not one list for each sequence, widths differ, the format cannot hold a row (see
+/// [`Rows::append`]; on a GPU that is not looked at), or the device has no memory left.
 pub fn append_rows(
     mut lists: Vec<&mut Rows>,
     source: &Tensor,
@@ -181,85 +234,38 @@ pub fn append_rows(
             batch.window_rows(ratio)
         );
     }
-    if let Some(list) = lists.iter().find(|list| list.width != width) {
-        bail!("append_rows: rows of {width} to a list of rows of {}", list.width);
+    if let Some(list) = lists.iter().find(|list| list.width() != width) {
+        bail!("append_rows: rows of {width} to a list of rows of {}", list.width());
     }
-    let ended = |span: &crate::ragged::Span| span.windows(ratio).len();
+    let ended = |span: &Span| span.windows(ratio).len();
+    let class = || Ok(("append_rows".to_owned(), 0));
     #[cfg(cuda_kernels)]
     if let Some(gpu) = crate::device::cuda::Gpu::of(batch.positions().device())? {
         for (list, span) in lists.iter_mut().zip(batch.spans()) {
             list.reserve(ended(span))?;
         }
         let shared: Vec<&Rows> = lists.iter().map(|list| &**list).collect();
-        super::cuda::append_rows(&gpu, &shared, source, batch, ratio)?;
+        timed(source, class, || super::cuda::append_rows(&gpu, &shared, source, batch, ratio))?;
         for (list, span) in lists.iter_mut().zip(batch.spans()) {
             list.advance(ended(span))?;
         }
         return Ok(());
     }
-    let mut from = 0;
-    for (sequence, (list, span)) in lists.iter_mut().zip(batch.spans()).enumerate() {
-        list.append(source, from, ended(span))?;
-        from += batch.window_rows_of(sequence, ratio);
-    }
-    Ok(())
-}
-
-/// Rows borrowed on the host.
-pub(crate) struct HostRows<'a> {
-    pages: Vec<Host<'a, f32>>,
-    len: usize,
-    width: usize,
-    page_rows: usize,
-}
-
-impl<'a> HostRows<'a> {
-    pub(crate) fn new(op: &'static str, rows: &'a Rows) -> Result<Self> {
-        let pages = rows.pages.iter().map(|page| host::<f32>(op, page)).collect::<Result<_>>()?;
-        Ok(Self { pages, len: rows.len, width: rows.width, page_rows: rows.page_rows })
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
-    /// The first `count` rows, page by page.
-    pub(crate) fn runs<'s>(&'s self, count: usize, runs: &mut Vec<dot::Rows<'s>>) {
-        let mut left = count;
-        for page in &self.pages {
-            let run = left.min(self.page_rows);
-            if run == 0 {
-                break;
-            }
-            runs.push(dot::Rows::new(page, run, self.width, self.width));
-            left -= run;
+    let append = || {
+        let mut from = 0;
+        for (sequence, (list, span)) in lists.iter_mut().zip(batch.spans()).enumerate() {
+            list.append(source, from, ended(span))?;
+            from += batch.window_rows_of(sequence, ratio);
         }
-    }
-
-    /// The rows named by ascending `ids`, page by page; `in_page` receives the indices.
-    pub(crate) fn picks<'s>(
-        &'s self,
-        ids: &[u32],
-        in_page: &'s mut Vec<u32>,
-        runs: &mut Vec<dot::Rows<'s>>,
-    ) {
-        in_page.clear();
-        in_page.extend(ids.iter().map(|&id| id % self.page_rows as u32));
-        let page = |id: &u32| *id as usize / self.page_rows;
-        let mut rest: &'s [u32] = in_page;
-        for same in ids.chunk_by(|a, b| page(a) == page(b)) {
-            let (of_page, after) = rest.split_at(same.len());
-            let rows = &self.pages[page(&same[0])];
-            let rows = dot::Rows::new(rows, self.page_rows, self.width, self.width);
-            runs.push(rows.pick(of_page));
-            rest = after;
-        }
-    }
+        Ok(())
+    };
+    timed(source, class, append)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kv::HostRows;
 
     fn numbered(from: usize, count: usize) -> Result<Tensor> {
         let values: Vec<f32> = (from * 2..(from + count) * 2).map(|v| v as f32).collect();
@@ -268,37 +274,63 @@ mod tests {
 
     fn values(rows: &Rows) -> Result<Vec<f32>> {
         let host = HostRows::new("test", rows)?;
-        let mut runs = Vec::new();
-        host.runs(rows.len(), &mut runs);
-        Ok(runs.iter().flat_map(|run| (0..run.count()).flat_map(|i| run.row(i)).copied()).collect())
+        let mut scratch = Vec::new();
+        let mut values = Vec::new();
+        for (page, run) in host.runs(rows.len()) {
+            let run = host.page(page, run, &mut scratch);
+            values.extend((0..run.count()).flat_map(|i| run.row(i)).copied());
+        }
+        Ok(values)
+    }
+
+    /// Formats that hold small whole numbers.
+    fn formats() -> [RowFormat; 2] {
+        [RowFormat::F32 { width: 2 }, RowFormat::Fp8 { nope: 0, rope: 2 }]
     }
 
     #[test]
     fn a_clone_keeps_its_rows_when_the_original_goes_on() -> Result<()> {
-        let mut rows = Rows::new(PAGE_TOKENS / 4, 2, &Device::Cpu);
-        rows.append(&numbered(0, 6)?, 0, 6)?;
-        let snapshot = rows.clone();
-        rows.truncate(5);
-        rows.append(&numbered(100, 3)?, 1, 2)?;
-        let want: Vec<f32> = (0..12).map(|v| v as f32).collect();
-        assert_eq!(values(&snapshot)?, want);
-        let other: Vec<f32> = (0..10).chain(202..206).map(|v| v as f32).collect();
-        assert_eq!(values(&rows)?, other);
-        assert!(Arc::ptr_eq(&rows.pages()[0], &snapshot.pages()[0]), "full pages are shared");
+        for format in formats() {
+            let mut rows = Rows::with_format(PAGE_TOKENS / 4, format, &Device::Cpu);
+            rows.append(&numbered(0, 6)?, 0, 6)?;
+            let snapshot = rows.clone();
+            rows.truncate(5);
+            rows.append(&numbered(50, 3)?, 1, 2)?;
+            let want: Vec<f32> = (0..12).map(|v| v as f32).collect();
+            assert_eq!(values(&snapshot)?, want);
+            let other: Vec<f32> = (0..10).chain(102..106).map(|v| v as f32).collect();
+            assert_eq!(values(&rows)?, other);
+            assert!(Arc::ptr_eq(&rows.pages()[0], &snapshot.pages()[0]), "full pages are shared");
+        }
         Ok(())
     }
 
     #[test]
     fn appending_in_pieces_is_appending_at_once() -> Result<()> {
         let all = numbered(0, 23)?;
-        let mut whole = Rows::new(PAGE_TOKENS / 4, 2, &Device::Cpu);
-        whole.append(&all, 0, 23)?;
-        for cut in 0..=23 {
-            let mut parts = Rows::new(PAGE_TOKENS / 4, 2, &Device::Cpu);
-            parts.append(&all, 0, cut)?;
-            parts.append(&all, cut, 23 - cut)?;
-            assert_eq!(values(&parts)?, values(&whole)?, "cut at {cut}");
+        for format in formats() {
+            let mut whole = Rows::with_format(PAGE_TOKENS / 4, format, &Device::Cpu);
+            whole.append(&all, 0, 23)?;
+            for cut in 0..=23 {
+                let mut parts = Rows::with_format(PAGE_TOKENS / 4, format, &Device::Cpu);
+                parts.append(&all, 0, cut)?;
+                parts.append(&all, cut, 23 - cut)?;
+                assert_eq!(values(&parts)?, values(&whole)?, "cut at {cut}");
+            }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn a_row_that_the_format_cannot_hold_is_refused_by_its_place() -> Result<()> {
+        let rounded = Tensor::new(&[[1f32, 0.0], [1.0, 1.0 / 3.0], [2.0, 0.0]], &Device::Cpu)?;
+        let mut rows = Rows::with_format(2, RowFormat::Fp8 { nope: 0, rope: 2 }, &Device::Cpu);
+        let error = rows.append(&rounded, 0, 3).unwrap_err().to_string();
+        assert!(error.contains("row 1: channel 1 is 3.333"), "{error}");
+        assert!(rows.is_empty(), "nothing is appended");
+        rows.append(&rounded, 2, 1)?;
+        assert_eq!((rows.len(), rows.pages().len()), (1, 1));
+        assert_eq!(values(&rows)?, [2.0, 0.0]);
         Ok(())
     }
 }

@@ -13,7 +13,7 @@ use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 use crate::device::cuda::emulating;
 #[cfg(cuda_kernels)]
 use crate::device::cuda::{Gpu, Target};
-use crate::device::{host, host_mut, Workspace};
+use crate::device::{host, host_mut, timed, Workspace};
 use crate::Matrix;
 
 pub(crate) use panels::Panels;
@@ -62,13 +62,18 @@ pub fn grouped_matmul(x: &Tensor, w: &Matrix, groups: usize, ws: &Workspace) -> 
         Some(gpu) => ws.scratch(cuda::scratch_bytes(&gpu, &[w], tokens, groups)?)?,
         None => None,
     };
-    out.inplace_op1(&MatMul {
+    let op = MatMul {
         x,
         w,
         groups,
         #[cfg(cuda_kernels)]
         scratch,
-    })?;
+    };
+    timed(
+        &out,
+        || Ok((format!("matmul {} [{rows}, {cols}]", w.format()), w.byte_len())),
+        || out.inplace_op1(&op),
+    )?;
     Ok(out)
 }
 

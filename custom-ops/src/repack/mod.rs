@@ -47,7 +47,12 @@ pub(crate) fn repack(planes: &Planes, blocks: &[u8], out: &mut [u8]) -> Result<(
 }
 
 /// Hands each piece of a row to `put(plane, offset in the matrix, bytes)`.
-fn repack_row(planes: &Planes, row: usize, blocks: &[u8], put: &mut dyn FnMut(usize, usize, &[u8])) {
+fn repack_row(
+    planes: &Planes,
+    row: usize,
+    blocks: &[u8],
+    put: &mut dyn FnMut(usize, usize, &[u8]),
+) {
     let format = planes.format;
     let count = planes.cols / format.block_len();
     match format {

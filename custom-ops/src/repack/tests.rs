@@ -15,10 +15,12 @@ fn every_byte_of_the_file_is_in_some_plane_once() -> Result<()> {
         let blocks = numbered(stack * rows * format.row_bytes(cols)?);
         let mut out = vec![0xee; planes.bytes];
         repack(&planes, &blocks, &mut out)?;
-        let count = |bytes: &[u8]| bytes.iter().fold([0usize; 256], |mut n, &b| {
-            n[usize::from(b)] += 1;
-            n
-        });
+        let count = |bytes: &[u8]| {
+            bytes.iter().fold([0usize; 256], |mut n, &b| {
+                n[usize::from(b)] += 1;
+                n
+            })
+        };
         assert_eq!(out.len(), blocks.len(), "{format}: no padding in this shape");
         assert_eq!(count(&out), count(&blocks), "{format}");
     }

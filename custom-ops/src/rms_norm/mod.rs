@@ -14,7 +14,7 @@ use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 use crate::device::cuda::emulating;
 #[cfg(cuda_kernels)]
 use crate::device::cuda::Target;
-use crate::device::{host, host_mut, Workspace};
+use crate::device::{host, host_mut, timed, Workspace};
 
 /// `out = weight ⊙ x / sqrt(mean(x²) + eps)`, over rows of the last axis.
 ///
@@ -30,7 +30,11 @@ pub fn rms_norm(x: &Tensor, weight: Option<&Tensor>, eps: f64, ws: &Workspace) -
         }
     }
     let out = ws.f32(x.shape())?;
-    out.inplace_op1(&RmsNorm { x, weight, eps, n })?;
+    timed(
+        &out,
+        || Ok(("rms_norm".to_owned(), 0)),
+        || out.inplace_op1(&RmsNorm { x, weight, eps, n }),
+    )?;
     Ok(out)
 }
 

@@ -11,7 +11,7 @@ use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 use crate::device::cuda::emulating;
 #[cfg(cuda_kernels)]
 use crate::device::cuda::Target;
-use crate::device::{for_each_row, host, host_mut};
+use crate::device::{for_each_row, host, host_mut, timed};
 pub use table::{RopeTable, Yarn};
 
 /// Which way to turn.
@@ -43,7 +43,11 @@ pub fn rope(x: &Tensor, table: &RopeTable, positions: &Tensor, turn: Turn) -> Re
     if tokens == 0 {
         return Ok(());
     }
-    x.inplace_op1(&Rope { table, positions, turn, per_token: x.elem_count() / tokens, dim })
+    timed(
+        x,
+        || Ok(("rope".to_owned(), 0)),
+        || x.inplace_op1(&Rope { table, positions, turn, per_token: x.elem_count() / tokens, dim }),
+    )
 }
 
 struct Rope<'a> {

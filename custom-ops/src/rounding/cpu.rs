@@ -3,19 +3,35 @@
 /// One scale per `block` values.
 pub(super) fn fp8_round_trip(x: &mut [f32], block: usize) {
     for block in x.chunks_exact_mut(block) {
-        let scale = power_of_two_at_least(abs_max(block).max(1e-4) / 448.0);
+        let scale = fp8_scale(block);
         for x in block {
             *x = e4m3((*x / scale).clamp(-448.0, 448.0)) * scale;
         }
     }
 }
 
+/// To the nearest BF16 number, ties to even.
+pub(super) fn bf16_round_trip(x: &mut [f32]) {
+    for x in x {
+        *x = half::bf16::from_f32(*x).to_f32();
+    }
+}
+
+/// The scale of a block of E4M3 codes.
+pub(crate) fn fp8_scale(block: &[f32]) -> f32 {
+    power_of_two_at_least(abs_max(block).max(1e-4) / 448.0)
+}
+
+/// The scale of a block of E2M1 codes.
+pub(crate) fn fp4_scale(block: &[f32]) -> f32 {
+    // The smallest amplitude keeps the scale a normal number.
+    power_of_two_at_least(abs_max(block).max(6.0 * f32::MIN_POSITIVE) / 6.0)
+}
+
 /// One scale per `block` values.
 pub(super) fn fp4_round_trip(x: &mut [f32], block: usize) {
-    // The smallest amplitude keeps the scale a normal number.
-    let smallest = 6.0 * f32::MIN_POSITIVE;
     for block in x.chunks_exact_mut(block) {
-        let scale = power_of_two_at_least(abs_max(block).max(smallest) / 6.0);
+        let scale = fp4_scale(block);
         for x in block {
             *x = e2m1(*x / scale) * scale;
         }

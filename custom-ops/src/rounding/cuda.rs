@@ -2,7 +2,7 @@
 
 use candle_core::{bail, DType, Result};
 
-use super::{Form, Round};
+use super::{block_of, Form, Round, FP4_BLOCK, FP8_BLOCK};
 use crate::device::cuda::{Address, Kernel, Launch, Target};
 
 /// Values of a row that the Hadamard kernel holds in shared memory.
@@ -32,16 +32,18 @@ pub(super) fn round(op: &Round, values: usize, x: Target) -> Result<()> {
         factor: (dim as f32).powf(-0.5),
     };
     let (kernel, launch) = match form {
-        Form::Fp8 { channels, block } => {
-            (params.channels, params.block) = (channels as u32, block as u32);
-            let warps = rows * (channels / block.max(1));
-            (Kernel("fp8_round_trip"), Launch::new(warps.div_ceil(8), 256))
+        Form::Kv { nope } => {
+            let block = block_of(nope, FP8_BLOCK);
+            (params.channels, params.block) = (nope as u32, block as u32);
+            // A warp for each block, and one for each 64 of the other channels.
+            let warps = rows * (nope / block + (dim - nope).div_ceil(64));
+            (Kernel("kv_round_trip"), Launch::new(warps.div_ceil(8), 256))
         }
         Form::HadamardFp4 => {
             if dim > MAX_DIM {
                 bail!("{name}: no CUDA kernel for rows of {dim}, at most {MAX_DIM}");
             }
-            params.block = dim.min(32) as u32;
+            params.block = dim.min(FP4_BLOCK) as u32;
             let threads = (dim / 2).clamp(32, 256) as u32;
             (Kernel("hadamard_fp4_round_trip"), Launch::new(rows, threads).shared(dim * 4))
         }

@@ -7,7 +7,7 @@ struct RoundingParams {
     float* x;  // [rows, dim]
     uint32_t rows;
     uint32_t dim;
-    uint32_t channels;  // of each row, from the first on
+    uint32_t channels;  // of each row in FP8, from the first on; the others in BF16
     uint32_t block;     // channels that share a scale, a power of two up to 64
     float factor;       // of the Hadamard matrix
 };
@@ -15,15 +15,22 @@ struct RoundingParams {
 // The largest magnitude of `block` values, in every lane of a warp that holds up to two a lane.
 DEVICE float block_most(float first, float second) { return warp_max(fmaxf(fabsf(first), fabsf(second))); }
 
-// A warp for each block of a row.
-KERNEL(fp8_round_trip, RoundingParams, 256) {
+// A warp for each block of a row, and one for each 64 of the channels after them.
+KERNEL(kv_round_trip, RoundingParams, 256) {
     pdl_trigger();
     pdl_wait();
-    const uint32_t blocks = p.channels / p.block;
+    const uint32_t blocks = p.channels / p.block, warps = blocks + (p.dim - p.channels + 63) / 64;
     const uint64_t index = uint64_t(blockIdx.x) * 8 + warp_id();
-    if (index >= uint64_t(p.rows) * blocks) return;
-    float* x = p.x + index / blocks * p.dim + index % blocks * p.block;
-    const uint32_t lane = lane_id();
+    if (index >= uint64_t(p.rows) * warps) return;
+    float* x = p.x + index / warps * p.dim;
+    const uint32_t block = uint32_t(index % warps), lane = lane_id();
+    if (block >= blocks) {
+        const uint32_t first = p.channels + (block - blocks) * 64 + lane;
+        if (first < p.dim) x[first] = round_bf16(x[first]);
+        if (first + 32 < p.dim) x[first + 32] = round_bf16(x[first + 32]);
+        return;
+    }
+    x += block * p.block;
     const float a = lane < p.block ? x[lane] : 0.0f;
     const float b = lane + 32 < p.block ? x[lane + 32] : 0.0f;
     const float scale = fp8_scale(block_most(a, b));

@@ -1,4 +1,5 @@
-//! The rounding that the model was trained with: FP8 of KV rows, Hadamard and FP4 of the indexer.
+//! The rounding that the model was trained with: FP8 and BF16 of KV rows, Hadamard and FP4 of the
+//! indexer.
 //!
 //! V4 was trained with its KV cache in eight bits and its indexer in four. Weights expect that
 //! rounding, so it is applied even where values are kept in f32.
@@ -13,21 +14,27 @@ use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor, D};
 use crate::device::cuda::emulating;
 #[cfg(cuda_kernels)]
 use crate::device::cuda::Target;
-use crate::device::{for_each_row, host_mut};
+use crate::device::{for_each_row, host_mut, timed};
+pub(crate) use cpu::{fp4_scale, fp8_scale};
 
-/// Rounds the first `channels` of each row in place through FP8 E4M3 with one power-of-two scale
-/// per block of 64: `s = 2^⌈log2(max(|x|max, 1e-4) / 448)⌉`, `x ← e4m3(x / s) · s`, ties to even.
+/// Values of a KV row that share a scale.
+pub(crate) const FP8_BLOCK: usize = 64;
+/// Values of an indexer's key or query that share a scale.
+pub(crate) const FP4_BLOCK: usize = 32;
+
+/// Rounds KV rows in place as they are kept: the first `nope` channels through FP8 E4M3 with one
+/// power-of-two scale per block of 64, `s = 2^⌈log2(max(|x|max, 1e-4) / 448)⌉`,
+/// `x ← e4m3(x / s) · s`; the others, which carry the position, through BF16. Ties go to even.
 ///
-/// Shapes: `x` `[…, dim]` f32. Where 64 does not divide `channels`, blocks have the largest power
-/// of two that does. Errors: more channels than the rows have.
-/// Source: DeepSeek V4's reference inference code (the KV part without position).
-pub fn fp8_round_trip(x: &Tensor, channels: usize) -> Result<()> {
+/// Shapes: `x` `[…, dim]` f32. Where 64 does not divide `nope`, blocks have the largest power of
+/// two that does. Errors: more channels than the rows have.
+/// Source: DeepSeek V4's reference inference code, whose KV cache is BF16 with that FP8 part.
+pub fn kv_round_trip(x: &Tensor, nope: usize) -> Result<()> {
     let dim = x.dim(D::Minus1)?;
-    if channels > dim {
-        bail!("fp8_round_trip: {channels} channels of rows of {dim}");
+    if nope > dim {
+        bail!("kv_round_trip: {nope} channels of rows of {dim}");
     }
-    let form = Form::Fp8 { channels, block: block_of(channels, 64) };
-    x.inplace_op1(&Round { name: "fp8_round_trip", dim, form })
+    round(x, Round { name: "kv_round_trip", dim, form: Form::Kv { nope } })
 }
 
 /// Turns each row by the Walsh–Hadamard matrix (natural order, scaled by `dim^-1/2`), then rounds
@@ -41,11 +48,15 @@ pub fn hadamard_fp4_round_trip(x: &Tensor) -> Result<()> {
     if !dim.is_power_of_two() {
         bail!("hadamard_fp4_round_trip: rows of {dim}, which is no power of two");
     }
-    x.inplace_op1(&Round { name: "hadamard_fp4_round_trip", dim, form: Form::HadamardFp4 })
+    round(x, Round { name: "hadamard_fp4_round_trip", dim, form: Form::HadamardFp4 })
+}
+
+fn round(x: &Tensor, round: Round) -> Result<()> {
+    timed(x, || Ok((round.name.to_owned(), 0)), || x.inplace_op1(&round))
 }
 
 /// The largest power of two that divides `channels`, at most `most`.
-fn block_of(channels: usize, most: usize) -> usize {
+pub(crate) fn block_of(channels: usize, most: usize) -> usize {
     match channels {
         0 => most,
         _ => most.min(1 << channels.trailing_zeros()),
@@ -55,7 +66,7 @@ fn block_of(channels: usize, most: usize) -> usize {
 /// What becomes of a row.
 #[derive(Clone, Copy)]
 enum Form {
-    Fp8 { channels: usize, block: usize },
+    Kv { nope: usize },
     HadamardFp4,
 }
 
@@ -78,10 +89,14 @@ impl InplaceOp1 for Round {
         }
         let x = host_mut::<f32>(self.name, x, layout)?;
         for_each_row(x, self.dim, |_, row| match self.form {
-            Form::Fp8 { channels, block } => cpu::fp8_round_trip(&mut row[..channels], block),
+            Form::Kv { nope } => {
+                let (row, turned) = row.split_at_mut(nope);
+                cpu::fp8_round_trip(row, block_of(nope, FP8_BLOCK));
+                cpu::bf16_round_trip(turned);
+            }
             Form::HadamardFp4 => {
                 cpu::hadamard(row);
-                cpu::fp4_round_trip(row, self.dim.min(32));
+                cpu::fp4_round_trip(row, self.dim.min(FP4_BLOCK));
             }
         });
         Ok(())

@@ -10,7 +10,7 @@ use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 use crate::device::cuda::emulating;
 #[cfg(cuda_kernels)]
 use crate::device::cuda::Target;
-use crate::device::{host, host_mut, Workspace};
+use crate::device::{host, host_mut, timed, Workspace};
 
 /// How the experts of a token are chosen.
 #[derive(Clone, Copy, Debug)]
@@ -64,9 +64,17 @@ pub fn route(
     };
     let ids = ws.u32((tokens, k))?;
     let weights = ws.f32((tokens, k))?;
-    ids.inplace_op1(&Choose { logits, choice, experts, k, weights: &weights, scale })?;
+    timed(
+        &ids,
+        || Ok(("route".to_owned(), 0)),
+        || ids.inplace_op1(&Choose { logits, choice, experts, k, weights: &weights, scale }),
+    )?;
     if !on_gpu(&ids) {
-        weights.inplace_op1(&Weigh { logits, ids: &ids, experts, k, scale })?;
+        timed(
+            &weights,
+            || Ok(("route".to_owned(), 0)),
+            || weights.inplace_op1(&Weigh { logits, ids: &ids, experts, k, scale }),
+        )?;
     }
     Ok((ids, weights))
 }

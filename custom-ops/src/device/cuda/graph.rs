@@ -77,7 +77,9 @@ impl Graph {
         for &node in &self.nodes {
             let mut kind = sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL;
             // SAFETY: the node belongs to a graph that is alive.
-            unsafe { sys::cuGraphNodeGetType(node, &mut kind) }.result().map_err(failed("graph"))?;
+            unsafe { sys::cuGraphNodeGetType(node, &mut kind) }
+                .result()
+                .map_err(failed("graph"))?;
             others += usize::from(kind != sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL);
         }
         Ok(others)
@@ -99,8 +101,7 @@ impl Graph {
         .map_err(failed("graph"))?;
         let mut from = vec![std::ptr::null_mut(); count];
         let mut to = vec![std::ptr::null_mut(); count];
-        let blank =
-            sys::CUgraphEdgeData { from_port: 0, to_port: 0, type_: 0, reserved: [0; 5] };
+        let blank = sys::CUgraphEdgeData { from_port: 0, to_port: 0, type_: 0, reserved: [0; 5] };
         let mut edges = vec![blank; count];
         // SAFETY: the arrays have room for the number of edges just asked for.
         unsafe {

@@ -55,17 +55,11 @@ impl Planes {
             Format::Q4K => [(rows, blocks * 128), (rows, blocks * 16), (0, 0)],
             Format::Iq2Xxs => [(rows, blocks * 64), (rows, d_row(blocks) * 2), (0, 0)],
         };
-        let mut laid_out = Self {
-            format,
-            stack,
-            rows,
-            cols,
-            offset: [0; 3],
-            stride: [0; 3],
-            bytes: 0,
-        };
+        let mut laid_out =
+            Self { format, stack, rows, cols, offset: [0; 3], stride: [0; 3], bytes: 0 };
         for (i, (rows, row_bytes)) in planes.into_iter().enumerate() {
-            let stride = rows.checked_mul(row_bytes).and_then(|n| n.checked_next_multiple_of(ALIGN));
+            let stride =
+                rows.checked_mul(row_bytes).and_then(|n| n.checked_next_multiple_of(ALIGN));
             let end = stride
                 .and_then(|stride| stride.checked_mul(stack))
                 .and_then(|plane| plane.checked_add(laid_out.bytes));

@@ -29,6 +29,8 @@ pub use graph::{capture, Graph};
 #[cfg(feature = "cuda")]
 pub use load::Loader;
 #[cfg(feature = "cuda")]
+pub(crate) use real::{between, mark, poison};
+#[cfg(feature = "cuda")]
 pub use real::{open, Memory};
 
 pub(crate) use batch::{Batch, Rings, MAX_SEQUENCES};

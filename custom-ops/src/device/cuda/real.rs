@@ -8,7 +8,7 @@ use candle_core::cuda_backend::cudarc::driver::sys::{
     self, CUdevice_attribute_enum as Attribute, CUfunction_attribute_enum as FunctionAttribute,
 };
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaStream, DriverError,
+    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, DevicePtr, DriverError,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::DeviceId;
@@ -144,7 +144,12 @@ impl Executor {
 
     /// # Safety
     /// As [`super::Gpu::launch`].
-    pub(super) unsafe fn launch<P: Copy>(&self, kernel: Kernel, launch: Launch, p: &P) -> Result<()> {
+    pub(super) unsafe fn launch<P: Copy>(
+        &self,
+        kernel: Kernel,
+        launch: Launch,
+        p: &P,
+    ) -> Result<()> {
         // SAFETY: as promised by the caller.
         unsafe { self.launch_on(&self.stream, kernel, launch, p) }
     }
@@ -165,7 +170,9 @@ impl Executor {
         let hopper = self.capability >= (9, 0);
         if launch.cluster > 1 && !hopper {
             let (major, minor) = self.capability;
-            bail!("{name}: needs clusters of blocks, which compute capability {major}.{minor} lacks");
+            bail!(
+                "{name}: needs clusters of blocks, which compute capability {major}.{minor} lacks"
+            );
         }
         // SAFETY: all-zero attributes are valid ones, to be filled in below.
         let mut attributes: [sys::CUlaunchAttribute; 2] = unsafe { std::mem::zeroed() };
@@ -259,6 +266,43 @@ impl Executor {
     }
 }
 
+/// A point in what is queued on a device.
+pub(crate) fn mark(device: &CudaDevice) -> Result<CudaEvent> {
+    let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
+    device.cuda_stream().record_event(Some(flags)).map_err(failed("event"))
+}
+
+/// The time that the device spent between two points; waits for the second.
+pub(crate) fn between(begin: &CudaEvent, end: &CudaEvent) -> Result<std::time::Duration> {
+    end.synchronize().map_err(failed("event"))?;
+    let milliseconds = begin.elapsed_ms(end).map_err(failed("event"))?;
+    Ok(std::time::Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1000.0))
+}
+
+/// Fills a contiguous view of four-byte values with ones: not a number, or the largest index.
+pub(crate) fn poison(
+    storage: &mut candle_core::CudaStorage,
+    layout: &candle_core::Layout,
+) -> Result<()> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("poison: needs a contiguous tensor, got {:?}", layout.shape());
+    };
+    let stream = storage.device.cuda_stream();
+    let base = match &storage.slice {
+        candle_core::cuda_backend::CudaStorageSlice::F32(slice) => slice.device_ptr(&stream).0,
+        candle_core::cuda_backend::CudaStorageSlice::U32(slice) => slice.device_ptr(&stream).0,
+        _ => bail!("poison: a tensor of another type than f32 or u32"),
+    };
+    if start == end {
+        return Ok(());
+    }
+    // SAFETY: the view lies within the slice, whose values are four bytes wide.
+    let result = unsafe {
+        sys::cuMemsetD8Async(base + 4 * start as u64, 0xff, 4 * (end - start), stream.cu_stream())
+    };
+    result.result().map_err(failed("poison"))
+}
+
 /// Freed memory stays in the pool: giving it back to the driver at each wait costs more than a step.
 fn keep_freed_memory(device: &CudaDevice) -> Result<()> {
     let context = device.cuda_stream().context().clone();
@@ -271,7 +315,8 @@ fn keep_freed_memory(device: &CudaDevice) -> Result<()> {
     let result = unsafe {
         sys::cuDeviceGetDefaultMemPool(&mut pool, context.cu_device()).result().and_then(|()| {
             let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-            sys::cuMemPoolSetAttribute(pool, threshold, std::ptr::from_mut(&mut all).cast()).result()
+            sys::cuMemPoolSetAttribute(pool, threshold, std::ptr::from_mut(&mut all).cast())
+                .result()
         })
     };
     result.map_err(failed("memory pool"))

@@ -1,0 +1,174 @@
+//! Rings, pages and the compressor, for batches of any cut.
+
+use candle_core::{Result, Tensor};
+use candle_ds4_ops::{
+    append_rows, pool, write_rings, PoolState, Pooling, Ragged, Ring, Rows, Workspace,
+};
+
+use crate::{compare, normal, random, Place};
+
+/// Sequences of a batch as `(tokens before, tokens in it)`, and how they go on.
+const BATCHES: [&[(usize, usize)]; 4] =
+    [&[(0, 9), (3, 1), (5, 30)], &[(0, 1)], &[(127, 1), (128, 129), (7, 8), (0, 4)], &[(250, 7)]];
+
+struct Sequences {
+    rings: Vec<Ring>,
+    states: Vec<PoolState>,
+    rows: Vec<Rows>,
+}
+
+/// Sequences with a past of the right lengths, all random but equal in every place.
+fn sequences(
+    place: &Place,
+    past: &Tensor,
+    ratio: usize,
+    dim: usize,
+    width: usize,
+    of: &[(usize, usize)],
+) -> Result<Sequences> {
+    let device = place.device();
+    let mut all = Sequences { rings: Vec::new(), states: Vec::new(), rows: Vec::new() };
+    for (index, &(before, _)) in of.iter().enumerate() {
+        let ring = |slots: usize, width: usize| -> Result<Ring> {
+            let ring = Ring::new(slots, width, &device)?;
+            let source = past.narrow(0, index, before)?.narrow(1, 0, width)?.contiguous()?;
+            let batch = Ragged::new(&[(0, before)], &device)?;
+            write_rings(&[(vec![&ring], &source)], &batch)?;
+            Ok(ring)
+        };
+        all.rings.push(ring(13, dim)?);
+        all.states.push(PoolState {
+            values: ring(2 * ratio + 8, width)?,
+            gates: ring(2 * ratio + 8, width)?,
+        });
+        let mut rows = Rows::new(ratio, dim, &device);
+        let batch = Ragged::new(&[(0, before)], &device)?;
+        let source = past.narrow(0, 0, before / ratio)?.narrow(1, 0, dim)?.contiguous()?;
+        append_rows(vec![&mut rows], &source, &batch, ratio)?;
+        all.rows.push(rows);
+    }
+    Ok(all)
+}
+
+fn contents(all: &Sequences) -> Result<Vec<Tensor>> {
+    let mut contents = Vec::new();
+    for ring in &all.rings {
+        contents.push(ring.data().clone());
+    }
+    for rows in &all.rows {
+        for (index, page) in rows.pages().iter().enumerate() {
+            let used = (rows.len() - index * rows.page_rows()).min(rows.page_rows());
+            contents.push(page.narrow(0, 0, used)?.contiguous()?);
+        }
+    }
+    Ok(contents)
+}
+
+#[test]
+fn windows_are_pooled_and_kept_like_on_the_cpu() {
+    let mut rng = random();
+    for (ratio, overlap, dim) in [(4, true, 24), (128, false, 160), (3, true, 130)] {
+        let pooling = Pooling { ratio, overlap };
+        let width = pooling.width(dim);
+        for of in BATCHES {
+            let tokens: usize = of.iter().map(|(_, len)| len).sum();
+            let past = normal(&mut rng, &[300, width.max(dim)]);
+            let bias = normal(&mut rng, &[ratio, width]);
+            let (values, gates) =
+                (normal(&mut rng, &[tokens, width]), normal(&mut rng, &[tokens, width]));
+            compare(&format!("ratio {ratio}, {of:?}"), 2e-6, |place, ws| {
+                let past = place.tensor(&past)?;
+                let mut all = sequences(place, &past, ratio, dim, width, of)?;
+                let batch = Ragged::new(of, &place.device())?;
+                step(place, ws, &mut all, &batch, pooling, [&values, &gates, &bias])
+            });
+        }
+    }
+}
+
+/// One token of each sequence, in a batch that keeps its shape while positions move on.
+#[test]
+fn a_fixed_batch_does_what_plain_ones_do() {
+    let mut rng = random();
+    let of = [(125, 1), (3, 1), (0, 1)];
+    for (ratio, overlap, dim) in [(4, true, 24), (128, false, 32)] {
+        let pooling = Pooling { ratio, overlap };
+        let width = pooling.width(dim);
+        let past = normal(&mut rng, &[300, width]);
+        let bias = normal(&mut rng, &[ratio, width]);
+        let steps: Vec<[Tensor; 2]> = (0..9)
+            .map(|_| [normal(&mut rng, &[3, width]), normal(&mut rng, &[3, width])])
+            .collect();
+        // On the CPU the batches are plain: what the fixed one is compared with.
+        compare(&format!("ratio {ratio}"), 2e-6, |place, ws| {
+            let past = place.tensor(&past)?;
+            let mut all = sequences(place, &past, ratio, dim, width, &of)?;
+            let mut fixed = Ragged::fixed(3, &place.device())?;
+            for (at, [values, gates]) in steps.iter().enumerate() {
+                let starts = of.map(|(before, _)| before + at);
+                let tensors = [values, gates, &bias];
+                if matches!(place, Place::Cpu) {
+                    let plain = Ragged::new(&starts.map(|s| (s, 1)), &place.device())?;
+                    step(place, ws, &mut all, &plain, pooling, tensors)?;
+                } else {
+                    fixed.set_starts(&starts)?;
+                    step(place, ws, &mut all, &fixed, pooling, tensors)?;
+                }
+            }
+            contents(&all)
+        });
+    }
+}
+
+/// What a compressor does with a batch; pooled rows and all state.
+fn step(
+    place: &Place,
+    ws: &Workspace,
+    all: &mut Sequences,
+    batch: &Ragged,
+    pooling: Pooling,
+    [values, gates, bias]: [&Tensor; 3],
+) -> Result<Vec<Tensor>> {
+    let _frame = ws.frame();
+    let (values, gates) = (place.tensor(values)?, place.tensor(gates)?);
+    let states: Vec<&PoolState> = all.states.iter().collect();
+    let pooled = pool(&values, &gates, &place.tensor(bias)?, &states, batch, pooling, ws)?;
+    write_rings(
+        &[
+            (states.iter().map(|s| &s.values).collect(), &values),
+            (states.iter().map(|s| &s.gates).collect(), &gates),
+        ],
+        batch,
+    )?;
+    let dim = all.rings[0].data().dim(1)?;
+    let of_ring = values.narrow(1, 0, dim)?.contiguous()?;
+    write_rings(&[(all.rings.iter().collect(), &of_ring)], batch)?;
+    append_rows(all.rows.iter_mut().collect(), &pooled, batch, pooling.ratio)?;
+    let mut outputs = contents(all)?;
+    outputs.push(pooled);
+    Ok(outputs)
+}
+
+/// A page shared with a snapshot is copied before kernels write to it, and they find the copy.
+#[test]
+fn a_snapshot_keeps_its_rows() {
+    let mut rng = random();
+    let source = normal(&mut rng, &[40, 6]);
+    compare("snapshot", 0.0, |place, _| {
+        let source = place.tensor(&source)?;
+        let mut rows = Rows::new(64, 6, &place.device());
+        let append = |rows: &mut Rows, from: usize, count: usize| -> Result<()> {
+            let batch = Ragged::new(&[(64 * rows.len(), 64 * count)], &place.device())?;
+            append_rows(vec![rows], &source.narrow(0, from, count)?.contiguous()?, &batch, 64)
+        };
+        append(&mut rows, 0, 20)?;
+        let snapshot = rows.clone();
+        rows.truncate(17);
+        append(&mut rows, 20, 20)?;
+        let pages =
+            |rows: &Rows| rows.pages().iter().map(|page| (**page).clone()).collect::<Vec<_>>();
+        let mut all: Vec<Tensor> = pages(&snapshot)[..1].to_vec();
+        all.extend(pages(&rows).into_iter().take(2));
+        Ok(all)
+    });
+}

@@ -1,0 +1,88 @@
+//! One forward pass for many jobs.
+
+use super::choose::guarded;
+use super::running::Running;
+use super::{Engine, EngineError};
+use crate::model::{Input, Logits};
+
+/// What a forward pass did for one job.
+pub(super) enum Ran {
+    /// It had no part in it.
+    Not,
+    /// Some of its tokens were run.
+    Part,
+    /// All that are known were run: these are the logits of the next.
+    All(Vec<f32>),
+    /// It cannot go on.
+    Failed(EngineError),
+}
+
+/// One forward pass of those that have a share of it. If it fails for all, each has one of its
+/// own, of at most `chunk` tokens at a time, so that only the one that it fails for has to go.
+pub(super) fn run(
+    engine: &Engine,
+    running: &mut [Running],
+    shares: &[usize],
+    chunk: usize,
+) -> Vec<Ran> {
+    let mut members: Vec<_> =
+        running.iter_mut().zip(shares).filter(|(_, share)| **share > 0).collect();
+    let goals: Vec<usize> =
+        members.iter().map(|(running, share)| running.cache.len() + **share).collect();
+    let ran = match forward(engine, &mut members) {
+        Ok(ran) => ran,
+        Err(error) if members.len() == 1 => vec![Ran::Failed(error)],
+        Err(error) => {
+            tracing::warn!(%error, jobs = members.len(), "a pass failed: one by one");
+            let alone = members.into_iter().zip(goals);
+            alone.map(|((running, _), goal)| alone_to(engine, running, goal, chunk)).collect()
+        }
+    };
+    let mut ran = ran.into_iter();
+    let of = |share: &usize| if *share > 0 { ran.next() } else { None };
+    shares.iter().map(of).map(|ran| ran.unwrap_or(Ran::Not)).collect()
+}
+
+/// One forward pass of some jobs, each with so many of its tokens.
+fn forward(
+    engine: &Engine,
+    members: &mut [(&mut Running, &usize)],
+) -> Result<Vec<Ran>, EngineError> {
+    let complete: Vec<bool> = members
+        .iter()
+        .map(|(running, share)| running.cache.len() + **share == running.tokens.len())
+        .collect();
+    let wanted = if complete.contains(&true) { Logits::Last } else { Logits::None };
+    let mut inputs: Vec<Input<'_>> = members
+        .iter_mut()
+        .map(|(running, share)| {
+            let at = running.cache.len();
+            Input { tokens: &running.tokens[at..at + **share], cache: &mut running.cache }
+        })
+        .collect();
+    let mut logits = guarded(|| {
+        let logits = engine.model.forward(&mut inputs, wanted, &engine.workspace)?;
+        let rows = if wanted == Logits::None { Vec::new() } else { logits.to_vec2()? };
+        Ok(rows.into_iter())
+    })?;
+    let ran = complete.into_iter().map(|complete| match (complete, logits.next()) {
+        (true, Some(logits)) => Ran::All(logits),
+        _ => Ran::Part,
+    });
+    Ok(ran.collect())
+}
+
+/// Runs one job alone up to `goal`, after a pass has failed.
+fn alone_to(engine: &Engine, running: &mut Running, goal: usize, chunk: usize) -> Ran {
+    if let Err(error) = running.mend(goal) {
+        return Ran::Failed(error);
+    }
+    loop {
+        let share = (goal - running.cache.len()).min(chunk);
+        match forward(engine, &mut [(&mut *running, &share)]) {
+            Ok(mut ran) if running.cache.len() >= goal => return ran.pop().unwrap_or(Ran::Part),
+            Ok(_) => {}
+            Err(error) => return Ran::Failed(error),
+        }
+    }
+}

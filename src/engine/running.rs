@@ -1,0 +1,229 @@
+//! A job that runs.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::choose::Chooser;
+use super::footprint::Footprint;
+use super::generate::{Finish, Outcome};
+use super::job::Namespace;
+use super::prefixes::{common, Found};
+use super::reply::Reply;
+use super::share::Wish;
+use super::{Engine, EngineError};
+use crate::cache::{Cache, Snapshot, REWIND_TOKENS};
+
+/// Points of a prompt that are closer to each other than this are not worth two states.
+const LEAST_GAP: usize = 32;
+/// Tokens between two states of a long sequence, at least, …
+const FRONTIER_TOKENS: usize = 4096;
+/// … and at least this share of its length: so a million tokens have some dozens.
+const FRONTIER_SHARE: usize = 8;
+
+/// A job, its sequence and its state.
+pub(super) struct Running {
+    pub id: u64,
+    pub namespace: Namespace,
+    /// All that are known; the cache has run some or all of them.
+    pub tokens: Vec<u32>,
+    /// How many of them are the prompt's.
+    pub prompt: usize,
+    pub max_tokens: usize,
+    pub cache: Cache,
+    pub chooser: Chooser,
+    pub reply: Reply,
+    /// Lengths at which the state is to be kept, the next one last.
+    stops: Vec<usize>,
+    /// The last state that was kept, and how many of its tokens are this sequence's.
+    base: Option<(Arc<Snapshot>, usize)>,
+    /// Length at which keeping was last thought of.
+    looked: usize,
+    /// Tokens that are on disk, or will be.
+    pub saved: usize,
+    cached: usize,
+    started: Instant,
+    answering: Option<Instant>,
+}
+
+/// What a job begins with.
+pub(super) struct Start {
+    pub id: u64,
+    pub namespace: Namespace,
+    pub prompt: Vec<u32>,
+    pub landmarks: Vec<usize>,
+    pub max_tokens: usize,
+    pub chooser: Chooser,
+    pub reply: Reply,
+}
+
+impl Running {
+    /// Goes on from what was found.
+    pub fn start(
+        engine: &Engine,
+        start: Start,
+        found: Found,
+    ) -> Result<Self, (Reply, EngineError)> {
+        let Start { id, namespace, prompt: tokens, landmarks, max_tokens, chooser, reply } = start;
+        let Found { frontier: base, saved, shared } = found;
+        let mut cache = match engine.model.new_cache() {
+            Ok(cache) => cache,
+            Err(error) => return Err((reply, error.into())),
+        };
+        if let Err(error) = rewind(&mut cache, base.as_ref()) {
+            return Err((reply, error));
+        }
+        let cached = cache.len();
+        Ok(Self {
+            id,
+            namespace,
+            stops: stops(cached, shared, tokens.len(), landmarks),
+            prompt: tokens.len(),
+            tokens,
+            max_tokens,
+            cache,
+            chooser,
+            reply,
+            base,
+            looked: cached,
+            saved,
+            cached,
+            started: Instant::now(),
+            answering: None,
+        })
+    }
+
+    pub fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt
+    }
+
+    pub fn cached(&self) -> usize {
+        self.cached
+    }
+
+    /// Whether it is reading its prompt.
+    pub fn is_reading(&self) -> bool {
+        self.cache.len() < self.prompt
+    }
+
+    /// What it could take of a forward pass; nothing while its reader has to catch up.
+    pub fn wish(&mut self) -> Wish {
+        if self.reply.is_behind() {
+            return Wish { remaining: 0, until_stop: 0 };
+        }
+        let at = self.cache.len();
+        let remaining = self.tokens.len() - at;
+        let stop = self.stops.last().map_or(usize::MAX, |stop| stop - at);
+        Wish { remaining, until_stop: remaining.min(stop) }
+    }
+
+    /// Bytes that it may come to take, beside those of the state it started from.
+    pub fn reserved(&self, footprint: &Footprint) -> usize {
+        let base = self.base.as_ref().map_or(0, |(_, len)| *len);
+        footprint.reserve(self.prompt.saturating_add(self.max_tokens), base)
+    }
+
+    /// How many tokens of its prompt another one shares.
+    pub fn shared(&self, prompt: &[u32]) -> usize {
+        common(&self.tokens[..self.prompt], prompt)
+    }
+
+    /// Its state is to be kept at a length that it has not reached.
+    pub fn keep_at(&mut self, len: usize) {
+        // The end of the prompt is kept anyway, and serves the tokens just before it too.
+        if len + REWIND_TOKENS < self.prompt {
+            if let Err(at) = self.stops.binary_search_by(|stop| len.cmp(stop)) {
+                self.stops.insert(at, len);
+            }
+        }
+    }
+
+    /// Whether the state is worth keeping at the present length; asked once at each length.
+    pub fn is_frontier(&mut self) -> bool {
+        let len = self.cache.len();
+        let stop = self.stops.pop_if(|stop| *stop <= len).is_some();
+        let spacing = FRONTIER_TOKENS.max(len / FRONTIER_SHARE);
+        let due = stop || len - self.looked >= spacing;
+        if due {
+            self.looked = len;
+        }
+        due
+    }
+
+    /// Comes back to `state`, which is that of its present length, if a pass fails; `saved` of its
+    /// tokens are on disk.
+    pub fn rebase(&mut self, state: Arc<Snapshot>, saved: usize) {
+        self.base = Some((state, self.cache.len()));
+        self.saved = saved;
+    }
+
+    /// Makes a cache usable again after a failed pass that was to bring it to `goal` tokens; it is
+    /// then shorter than that.
+    pub fn mend(&mut self, goal: usize) -> Result<(), EngineError> {
+        if self.cache.is_torn() {
+            self.cache.clear()?;
+            rewind(&mut self.cache, self.base.as_ref())?;
+        } else if self.cache.len() >= goal {
+            self.cache.truncate(goal - 1)?;
+        }
+        Ok(())
+    }
+
+    /// The prompt has been read.
+    pub fn begin_answer(&mut self) {
+        self.answering.get_or_insert_with(Instant::now);
+    }
+
+    /// In numbers, if it ended now.
+    pub fn outcome(&self, finish: Finish) -> Outcome {
+        let first = self.answering.unwrap_or_else(Instant::now);
+        Outcome {
+            prompt_tokens: self.prompt,
+            cached_tokens: self.cached,
+            generated_tokens: self.generated(),
+            finish,
+            prefill: first - self.started,
+            decode: self.answering.map_or(Duration::ZERO, |first| first.elapsed()),
+        }
+    }
+}
+
+/// Makes an empty cache that of a kept state, or of its first tokens.
+fn rewind(cache: &mut Cache, base: Option<&(Arc<Snapshot>, usize)>) -> Result<(), EngineError> {
+    if let Some((state, len)) = base {
+        cache.restore(state)?;
+        cache.truncate(*len)?;
+    }
+    Ok(())
+}
+
+/// Where the state of a prompt is to be kept, the first one last: at its landmarks, where it parts
+/// from what other prompts had, and at its end.
+fn stops(cached: usize, shared: usize, prompt: usize, mut landmarks: Vec<usize>) -> Vec<usize> {
+    landmarks.push(shared);
+    landmarks.sort_unstable();
+    let mut stops = Vec::new();
+    let mut last = cached;
+    for landmark in landmarks {
+        if landmark >= last + LEAST_GAP && landmark + REWIND_TOKENS < prompt {
+            stops.push(landmark);
+            last = landmark;
+        }
+    }
+    stops.push(prompt);
+    stops.reverse();
+    stops
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_stops_where_others_may_go_on_but_not_at_every_token() {
+        assert_eq!(stops(0, 0, 10, vec![]), [10]);
+        assert_eq!(stops(0, 100, 200, vec![40, 41, 90]), [200, 90, 40]);
+        assert_eq!(stops(80, 100, 200, vec![40, 192, 199, 900, 0]), [200]);
+        assert_eq!(stops(80, 100, 200, vec![191]), [200, 191]);
+        assert_eq!(stops(80, 150, 200, vec![]), [200, 150]);
+    }
+}
