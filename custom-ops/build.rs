@@ -84,7 +84,8 @@ fn kernels_in(text: &str) -> Vec<String> {
 
 /// `kernels.rs`: every kernel with its module, and every module's code.
 fn write_table(sources: &[Source], modules: &[Vec<u8>], out: &Path) -> io::Result<()> {
-    let mut text = String::from("#[allow(dead_code)]\npub(super) static MODULES: &[(&str, &[u8])] = &[\n");
+    let mut text =
+        String::from("#[allow(dead_code)]\npub(super) static MODULES: &[(&str, &[u8])] = &[\n");
     for (source, code) in sources.iter().zip(modules) {
         let file = out.join(format!("{}.fatbin", source.module));
         fs::write(&file, code)?;
