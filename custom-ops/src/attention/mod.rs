@@ -1,11 +1,17 @@
 //! Attention over a sliding window and compressed rows, with a sink per head.
 
 mod cpu;
+#[cfg(cuda_kernels)]
+mod cuda;
 #[cfg(any(feature = "metal", feature = "metal-emulator"))]
 mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
+#[cfg(feature = "cuda-emulator")]
+use crate::device::cuda::emulating;
+#[cfg(cuda_kernels)]
+use crate::device::cuda::Target;
 use crate::device::{host, host_mut, timed, Workspace};
 use crate::kv::{Ring, Rows};
 use crate::ragged::{Ragged, Span};
@@ -43,6 +49,9 @@ pub struct Compressed<'a> {
 /// Errors: shapes that do not fit; a chosen row that its sequence does not have.
 /// Source: DeepSeek V4; sinks as in "Efficient Streaming Language Models with Attention Sinks"
 /// (Xiao et al., 2023), learned per head.
+///
+/// On NVIDIA GPUs rows have 512 values and are multiplied as halves, which rows that were rounded to FP8
+/// fit exactly; a choice that points past the rows is not looked for there.
 #[allow(clippy::too_many_arguments)]
 pub fn sink_attention(
     q: &Tensor,
@@ -145,6 +154,10 @@ impl InplaceOp1 for Attend<'_> {
 
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
         crate::device::metal_emulated!(self, out, layout);
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            return cuda::attend(self, Target::emulated(out, layout));
+        }
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let (_, heads, dim) = self.q.dims3()?;
         let q = host::<f32>(self.name(), self.q)?;
@@ -200,6 +213,11 @@ impl InplaceOp1 for Attend<'_> {
             sequences.push((sequence, q, out));
         }
         cpu::attend_all(sequences)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, out: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::attend(self, Target::cuda(out, layout))
     }
 }
 
