@@ -51,9 +51,11 @@ pub(super) fn attend(op: &Attend, out: Target) -> Result<()> {
         bail!("attention: no CUDA kernel for rows of {dim} values, only {DIM}");
     }
     let lists = op.compressed.map_or(&[][..], |compressed| compressed.rows);
-    if let Some(format) = lists.iter().map(|rows| rows.format()).find(|&format| {
-        format != PACKED && format != RowFormat::F32 { width: DIM }
-    }) {
+    if let Some(format) = lists
+        .iter()
+        .map(|rows| rows.format())
+        .find(|&format| format != PACKED && format != RowFormat::F32 { width: DIM })
+    {
         bail!("attention: no CUDA kernel for rows kept as {format:?}");
     }
     let out = out.of(name, DType::F32)?;
@@ -111,9 +113,8 @@ fn plan(gpu: &Gpu, tokens: usize, heads: usize) -> Result<(Kernel, Launch)> {
         let wanted = decode_shared(chunk);
         bail!("attention: the GPU has {room} bytes of shared memory a block, {wanted} are needed");
     }
-    let launch = Launch::new(work * cluster, 256)
-        .cluster(cluster as u32)
-        .shared(decode_shared(chunk));
+    let launch =
+        Launch::new(work * cluster, 256).cluster(cluster as u32).shared(decode_shared(chunk));
     Ok((kernel, launch))
 }
 

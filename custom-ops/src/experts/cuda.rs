@@ -4,9 +4,7 @@ use candle_core::{bail, DType, Result};
 
 use super::{Experts, Mlp};
 use crate::blocks::Format;
-use crate::device::cuda::{
-    Address, Gpu, Kernel, Launch, Scratch, ScratchSize, Target, Weight,
-};
+use crate::device::cuda::{Address, Gpu, Kernel, Launch, Scratch, ScratchSize, Target, Weight};
 use crate::matmul::cuda::{halve_rows, halves_order};
 use crate::Matrix;
 
@@ -103,14 +101,8 @@ struct Sum {
 }
 
 /// A weight that is not there.
-const NO_WEIGHT: Weight = Weight {
-    plane: [Address::NULL; 3],
-    stride: [0; 3],
-    format: 0,
-    stack: 0,
-    rows: 0,
-    cols: 0,
-};
+const NO_WEIGHT: Weight =
+    Weight { plane: [Address::NULL; 3], stride: [0; 3], format: 0, stack: 0, rows: 0, cols: 0 };
 
 /// What a call computes, and how much of it.
 #[derive(Clone, Copy)]
@@ -240,7 +232,8 @@ pub(super) fn experts(op: &Experts, out: Target) -> Result<()> {
         return Ok(());
     }
     let shape = Shape::new(op.routed, op.shared, k);
-    let (x, ids, weights) = (gpu.f32(name, op.x)?, gpu.u32(name, op.ids)?, gpu.f32(name, op.weights)?);
+    let (x, ids, weights) =
+        (gpu.f32(name, op.x)?, gpu.u32(name, op.ids)?, gpu.f32(name, op.weights)?);
     let slice = shape.slice(tokens);
     let call = Call { gpu: &gpu, shape, clamp: op.clamp };
     for first in (0..tokens).step_by(slice) {
@@ -330,7 +323,8 @@ impl Call<'_> {
         self.shape.check_grouped()?;
         let Shape { routed, shared, k, hidden, .. } = self.shape;
         let Part { tokens, .. } = part;
-        let (pairs, of_item, items) = (tokens * k, self.shape.of_item(tokens), self.shape.items(tokens));
+        let (pairs, of_item, items) =
+            (tokens * k, self.shape.of_item(tokens), self.shape.items(tokens));
         let mut pieces = self.shape.pieces(tokens).into_iter();
         let mut take = || scratch.take("experts", pieces.next().unwrap_or_default());
         let (halves, h, terms, order, list, item_count) =
@@ -454,9 +448,7 @@ impl Work {
 /// Blocks of `rows` rows of the weight, by items.
 fn launch(w: &Matrix, rows: usize, work: Work) -> Launch {
     let tables = if w.format() == Format::Iq2Xxs { TABLE_BYTES } else { 0 };
-    Launch::new(w.rows().div_ceil(rows), 256)
-        .grid_y(work.items)
-        .shared(tables + 512 * work.of_item)
+    Launch::new(w.rows().div_ceil(rows), 256).grid_y(work.items).shared(tables + 512 * work.of_item)
 }
 
 fn format_name(format: Format) -> Option<usize> {
@@ -505,21 +497,9 @@ const DOWN: [[Kernel; 3]; 5] = [
         Kernel("experts_down_iq2_xxs_32"),
         Kernel("experts_down_iq2_xxs_64"),
     ],
-    [
-        Kernel("experts_down_q2_k_8"),
-        Kernel("experts_down_q2_k_32"),
-        Kernel("experts_down_q2_k_64"),
-    ],
-    [
-        Kernel("experts_down_q4_k_8"),
-        Kernel("experts_down_q4_k_32"),
-        Kernel("experts_down_q4_k_64"),
-    ],
-    [
-        Kernel("experts_down_q8_0_8"),
-        Kernel("experts_down_q8_0_32"),
-        Kernel("experts_down_q8_0_64"),
-    ],
+    [Kernel("experts_down_q2_k_8"), Kernel("experts_down_q2_k_32"), Kernel("experts_down_q2_k_64")],
+    [Kernel("experts_down_q4_k_8"), Kernel("experts_down_q4_k_32"), Kernel("experts_down_q4_k_64")],
+    [Kernel("experts_down_q8_0_8"), Kernel("experts_down_q8_0_32"), Kernel("experts_down_q8_0_64")],
     [Kernel("experts_down_f16_8"), Kernel("experts_down_f16_32"), Kernel("experts_down_f16_64")],
 ];
 

@@ -3,9 +3,7 @@
 use candle_core::{bail, DType, Result};
 
 use super::Select;
-use crate::device::cuda::{
-    Address, Batch, Gpu, Kernel, Launch, Scratch, ScratchSize, Target,
-};
+use crate::device::cuda::{Address, Batch, Gpu, Kernel, Launch, Scratch, ScratchSize, Target};
 use crate::kv::{RowFormat, RowsParam};
 use crate::matmul::cuda::halve_rows;
 

@@ -5,9 +5,7 @@ use candle_core::{bail, DType, Result};
 use super::{MatMul, MatMuls};
 use crate::blocks::Format;
 use crate::device::cuda::layout::number;
-use crate::device::cuda::{
-    Address, Gpu, Kernel, Launch, Scratch, ScratchSize, Target, Weight,
-};
+use crate::device::cuda::{Address, Gpu, Kernel, Launch, Scratch, ScratchSize, Target, Weight};
 use crate::Matrix;
 
 /// Weights of one launch at most; `MATMUL_PARTS` of include/cuda/matmul.h.
@@ -157,7 +155,8 @@ impl Few {
         // Few rows and many columns: the blocks of a cluster share them.
         let mut cluster = 1;
         let clusters = gpu.capability() >= (9, 0) && groups == 1;
-        while clusters && cluster < 8 && 2 * cluster * tiles <= processors && cols >= 4096 * cluster {
+        while clusters && cluster < 8 && 2 * cluster * tiles <= processors && cols >= 4096 * cluster
+        {
             cluster *= 2;
         }
         let block_cols = match cluster {
@@ -279,7 +278,9 @@ fn few(
         };
         let warps = few.padded * (width / 32).div_ceil(4);
         // SAFETY: `QuantizeRowsParams`; the scratch has room for `padded` rows.
-        unsafe { gpu.launch(Kernel("quantize_rows"), Launch::new(warps.div_ceil(8), 256), &params)? };
+        unsafe {
+            gpu.launch(Kernel("quantize_rows"), Launch::new(warps.div_ceil(8), 256), &params)?
+        };
     }
     let has = |format| u32::from(weights.iter().any(|w| w.format() == format));
     let mut params = FewParams {
