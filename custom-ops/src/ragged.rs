@@ -39,7 +39,8 @@ pub struct Ragged {
     positions: Tensor,
     /// By ratio: what [`Ragged::window_starts`] has made.
     starts: Arc<Mutex<Vec<(usize, Tensor)>>>,
-    fixed: bool,
+    /// Of a batch that moves: no position reaches this far.
+    fixed: Option<usize>,
 }
 
 impl Ragged {
@@ -62,10 +63,11 @@ impl Ragged {
         let len = table.len();
         let table = Tensor::from_vec(table, len, device)?;
         let positions = table.narrow(0, 0, row)?;
-        Ok(Self { spans, table, positions, starts: Arc::default(), fixed: false })
+        Ok(Self { spans, table, positions, starts: Arc::default(), fixed: None })
     }
 
-    /// One token of each of some sequences, at positions yet to be set with [`Ragged::set_starts`].
+    /// One token of each of some sequences, at positions below `reach` that are yet to be set with
+    /// [`Ragged::set_starts`].
     ///
     /// Nothing that a step takes from such a batch changes its shape or its place with the positions,
     /// so that a step that was recorded can be replayed: each sequence has one row of windows, used or
@@ -73,22 +75,23 @@ impl Ragged {
     ///
     /// # Errors
     /// If the device refuses the upload.
-    pub fn fixed(sequences: usize, device: &Device) -> Result<Self> {
-        Ok(Self { fixed: true, ..Self::new(&vec![(0, 1); sequences], device)? })
+    pub fn fixed(sequences: usize, reach: usize, device: &Device) -> Result<Self> {
+        Ok(Self { fixed: Some(reach), ..Self::new(&vec![(0, 1); sequences], device)? })
     }
 
     /// Moves the tokens of a [`Ragged::fixed`] batch to other positions, in the memory that they have.
     ///
     /// # Errors
-    /// If the batch is of another kind or size, a position does not fit in 32 bits, or the device
-    /// refuses the upload.
+    /// If the batch is of another kind or size, a position out of its reach, or the device refuses the
+    /// upload.
     pub fn set_starts(&mut self, starts: &[usize]) -> Result<()> {
-        if !self.fixed || starts.len() != self.spans.len() {
+        let Some(reach) = self.fixed.filter(|_| starts.len() == self.spans.len()) else {
             let sequences = self.spans.len();
             bail!("ragged batch: {} positions for {sequences} fixed sequences", starts.len());
-        }
-        if let Some(position) = starts.iter().find(|&&p| u32::try_from(p + 1).is_err()) {
-            bail!("ragged batch: position {position} does not fit in 32 bits");
+        };
+        let too_far = |&&p: &&usize| p >= reach || u32::try_from(p + 1).is_err();
+        if let Some(position) = starts.iter().find(too_far) {
+            bail!("ragged batch: position {position}, made for positions below {reach}");
         }
         for (span, &start) in self.spans.iter_mut().zip(starts) {
             span.start = start;
@@ -102,7 +105,7 @@ impl Ragged {
 
     /// Whether the batch was made by [`Ragged::fixed`].
     pub fn is_fixed(&self) -> bool {
-        self.fixed
+        self.fixed.is_some()
     }
 
     /// Rows that the windows of `ratio` tokens take which end in this batch, sequence by sequence.
@@ -113,8 +116,8 @@ impl Ragged {
     /// The same of one sequence; of a [`Ragged::fixed`] batch always one, whether a window ends or not.
     pub fn window_rows_of(&self, sequence: usize, ratio: usize) -> usize {
         match self.fixed {
-            true => 1,
-            false => self.spans.get(sequence).map_or(0, |span| span.windows(ratio).len()),
+            Some(_) => 1,
+            None => self.spans.get(sequence).map_or(0, |span| span.windows(ratio).len()),
         }
     }
 
@@ -165,25 +168,21 @@ impl Ragged {
     fn starts_of(&self, ratio: usize) -> Vec<u32> {
         let start = |window: usize| (window * ratio) as u32;
         match self.fixed {
-            true => self.spans.iter().map(|span| start(span.start / ratio)).collect(),
-            false => self.spans.iter().flat_map(|s| s.windows(ratio)).map(start).collect(),
+            Some(_) => self.spans.iter().map(|span| start(span.start / ratio)).collect(),
+            None => self.spans.iter().flat_map(|s| s.windows(ratio)).map(start).collect(),
         }
     }
 
     /// Tokens up to which a sequence may grow before what an op has launched for this batch is too small:
-    /// those of the longest sequence; for a [`Ragged::fixed`] batch the next power of two, 8,192 at
-    /// least. A recorded step holds no longer.
+    /// those of the longest sequence, or the reach of a [`Ragged::fixed`] batch.
     pub fn horizon(&self) -> usize {
-        let longest = self.spans.iter().map(Span::end).max().unwrap_or(0);
-        match self.fixed {
-            true => longest.next_power_of_two().max(8192),
-            false => longest,
-        }
+        self.fixed.unwrap_or_else(|| self.spans.iter().map(Span::end).max().unwrap_or(0))
     }
 
-    /// The most compressed rows that any token of this batch can see.
+    /// The most compressed rows that any token of this batch can see, or that one of a
+    /// [`Ragged::fixed`] batch will.
     pub fn max_visible(&self, ratio: usize) -> usize {
-        self.spans.iter().map(|span| span.end() / ratio).max().unwrap_or(0)
+        self.horizon() / ratio
     }
 }
 
@@ -201,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_fixed_batch_moves_in_place_and_keeps_its_shape() -> Result<()> {
-        let mut fixed = Ragged::fixed(3, &Device::Cpu)?;
+        let mut fixed = Ragged::fixed(3, 1 << 20, &Device::Cpu)?;
         let positions = fixed.positions().clone();
         let starts = fixed.window_starts(4)?;
         for at in [[0, 3, 127], [4, 7, 8], [1_048_574, 1, 2]] {
@@ -214,7 +213,8 @@ mod tests {
             assert_eq!((fixed.window_rows(4), fixed.window_rows_of(2, 128)), (3, 1));
         }
         assert!(fixed.set_starts(&[1, 2]).is_err());
-        assert!(fixed.set_starts(&[1, 2, u32::MAX as usize]).is_err());
+        assert!(fixed.set_starts(&[1, 2, 1 << 20]).is_err());
+        assert_eq!(fixed.max_visible(4), 1 << 18);
         assert!(Ragged::new(&[(0, 1)], &Device::Cpu)?.set_starts(&[1]).is_err());
         Ok(())
     }

@@ -59,6 +59,11 @@ impl CompressorCache {
         self.rows.truncate(tokens / self.ratio);
     }
 
+    /// Rows that `end` tokens have and this list has not.
+    fn missing(&self, end: usize) -> usize {
+        (end / self.ratio).saturating_sub(self.rows.len())
+    }
+
     fn bytes(&self) -> usize {
         self.state.values.bytes() + self.state.gates.bytes() + self.rows.bytes()
     }
@@ -104,6 +109,16 @@ impl LayerCache {
 
     pub(super) fn truncate(&mut self, tokens: usize) {
         self.lists_mut().for_each(|list| list.truncate(tokens));
+    }
+
+    /// Room for the rows of all windows that end before token `end`.
+    pub(super) fn reserve(&mut self, end: usize) -> Result<()> {
+        self.lists_mut().try_for_each(|list| list.rows.reserve(list.missing(end)))
+    }
+
+    /// These rows are there now.
+    pub(super) fn replayed(&mut self, end: usize) -> Result<()> {
+        self.lists_mut().try_for_each(|list| list.rows.advance(list.missing(end)))
     }
 
     pub(super) fn bytes(&self) -> usize {

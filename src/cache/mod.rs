@@ -64,6 +64,8 @@ pub struct Cache {
     torn: bool,
     config: Config,
     device: Device,
+    /// Another number whenever the layers are other ones: work that was recorded on them is void.
+    layers_id: u64,
 }
 
 /// A cache as it was at some length; shares full pages of compressed rows with it.
@@ -87,7 +89,32 @@ impl Cache {
             torn: false,
             config: config.clone(),
             device: device.clone(),
+            layers_id: fresh_id(),
         })
+    }
+
+    /// Which layers these are: the number changes when [`Cache::clear`] or [`Cache::restore`] replace
+    /// them.
+    pub(crate) fn layers_id(&self) -> u64 {
+        self.layers_id
+    }
+
+    /// Makes room for the rows of `tokens` more tokens in every layer, where kernels find it.
+    ///
+    /// # Errors
+    /// If the device has no memory left.
+    pub(crate) fn reserve(&mut self, tokens: usize) -> Result<()> {
+        let end = self.len + tokens;
+        self.layers.iter_mut().try_for_each(|layer| layer.reserve(end))
+    }
+
+    /// Rows of `tokens` more tokens have been written to every layer by work that was replayed.
+    ///
+    /// # Errors
+    /// If there was no room for them.
+    pub(crate) fn replayed(&mut self, tokens: usize) -> Result<()> {
+        let end = self.len + tokens;
+        self.layers.iter_mut().try_for_each(|layer| layer.replayed(end))
     }
 
     /// Tokens remembered.
@@ -143,6 +170,7 @@ impl Cache {
     /// If the device has no memory left.
     pub fn clear(&mut self) -> Result<()> {
         self.layers = empty_layers(&self.config, &self.device)?;
+        self.layers_id = fresh_id();
         (self.len, self.oldest) = (0, 0);
         self.torn = false;
         Ok(())
@@ -169,6 +197,7 @@ impl Cache {
             candle_core::bail!("restore: the snapshot is of a model of another shape");
         }
         self.layers = snapshot.layers.iter().map(LayerCache::duplicate).collect::<Result<_>>()?;
+        self.layers_id = fresh_id();
         (self.len, self.oldest) = (snapshot.len, snapshot.oldest);
         self.torn = false;
         Ok(())
@@ -262,6 +291,12 @@ impl Snapshot {
     pub fn rows(&self) -> impl Iterator<Item = &Rows> {
         self.layers.iter().flat_map(LayerCache::lists).map(|list| &list.rows)
     }
+}
+
+fn fresh_id() -> u64 {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 fn empty_layers(config: &Config, device: &Device) -> Result<Vec<LayerCache>> {

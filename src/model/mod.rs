@@ -12,10 +12,12 @@ mod hyper_connection;
 mod indexer;
 mod linear;
 mod norm;
+mod recorded;
 mod router;
 mod step;
 
 use candle_core::{Device, Tensor};
+use candle_ds4_ops::device::{can_record, profiling};
 use candle_ds4_ops::{self as ops, Matrix, Ragged, Workspace};
 
 pub use attention::Attention;
@@ -30,6 +32,7 @@ pub use norm::RmsNorm;
 pub use router::Router;
 pub use step::{Observer, Step};
 
+use self::recorded::Recorder;
 use crate::cache::{Cache, LayerCache};
 use crate::config::{Config, ConfigError};
 use crate::gguf::Gguf;
@@ -46,7 +49,7 @@ pub enum LoadError {
     #[error(transparent)]
     Weights(#[from] WeightsError),
     /// A device without kernels.
-    #[error("the model runs on the CPU only so far, not on {0:?}")]
+    #[error("this program was built without kernels for {0:?}: use --device cpu")]
     Device(candle_core::DeviceLocation),
 }
 
@@ -111,6 +114,7 @@ pub struct Model {
     embedding: Matrix,
     blocks: Vec<Block>,
     head: Head,
+    recorder: Recorder,
 }
 
 impl Model {
@@ -120,24 +124,39 @@ impl Model {
     ///
     /// # Errors
     /// Metadata or tensors that are missing, contradict each other, or have an unsupported type; a
-    /// device other than the CPU.
+    /// device without kernels, or with too little memory (says how much is missing).
     pub fn load(gguf: &Gguf, device: &Device) -> Result<Self, LoadError> {
-        if !device.is_cpu() {
+        Self::load_with(gguf, device, &mut |_, _| {})
+    }
+
+    /// The same; `progress` hears how many bytes of all have been read. On the CPU they are only mapped.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_with(
+        gguf: &Gguf,
+        device: &Device,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, LoadError> {
+        if !(device.is_cpu() || cfg!(feature = "cuda") && device.is_cuda()) {
             return Err(LoadError::Device(device.location()));
         }
         let config = Config::from_metadata(gguf.metadata())?;
-        let weights = Weights::new(gguf, device);
+        let weights = Weights::with_progress(gguf, device, progress)?;
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let blocks = (0..config.layers.len())
             .map(|layer| Block::load(&weights, layer, &config))
             .collect::<Result<_, WeightsError>>()?;
-        Ok(Self {
+        let model = Self {
             embedding: weights.matrix("token_embd.weight", vocab, hidden)?,
             blocks,
             head: Head::load(&weights, &config)?,
             config,
             device: device.clone(),
-        })
+            recorder: Recorder::default(),
+        };
+        weights.finish()?;
+        Ok(model)
     }
 
     /// The numbers that shape it.
@@ -162,7 +181,8 @@ impl Model {
     ///
     /// Returns logits `[rows, vocab]` f32, sequence after sequence: a row for each sequence with
     /// [`Logits::Last`], for each token with [`Logits::All`], none with [`Logits::None`]. They live
-    /// in `ws` until its next use.
+    /// in `ws` until its next use; on a GPU those of one new token for each sequence until the next step
+    /// of the same sequences, because such a step is recorded and replayed.
     ///
     /// Any cut of a sequence into calls gives the same values.
     ///
@@ -200,6 +220,11 @@ impl Model {
         observer: Option<&dyn Observer>,
     ) -> Result<Tensor, ForwardError> {
         self.check(inputs)?;
+        let single = inputs.iter().all(|input| input.tokens.len() == 1);
+        let plain = observer.is_none() && logits == Logits::Last && !inputs.is_empty();
+        if single && plain && can_record(&self.device) && !profiling() {
+            return self.recorder.step(self, inputs);
+        }
         let sequences: Vec<_> =
             inputs.iter().map(|input| (input.cache.len(), input.tokens.len())).collect();
         let batch = Ragged::new(&sequences, &self.device)?;

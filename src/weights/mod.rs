@@ -1,5 +1,7 @@
 //! A file's tensors as what the model computes with, by name, with shape and type checked.
 
+use std::cell::{Cell, RefCell};
+
 use candle_core::{Device, Tensor};
 use candle_ds4_ops::{Format, Matrix};
 
@@ -50,6 +52,21 @@ pub enum WeightsError {
         /// What is wrong.
         problem: String,
     },
+    /// They do not fit.
+    #[error(
+        "the weights take {needed:.1} GiB and {reserve:.0} GiB more to work with, the GPU has \
+         {free:.1} GiB free of {total:.1}: free some of it, use a smaller quantisation, or --device cpu"
+    )]
+    Memory {
+        /// GiB of weights.
+        needed: f64,
+        /// GiB for caches and intermediate values, at least.
+        reserve: f64,
+        /// GiB that are free.
+        free: f64,
+        /// GiB in all.
+        total: f64,
+    },
     /// The device refused.
     #[error("tensor {name}: {error}")]
     Device {
@@ -67,12 +84,61 @@ pub type Result<T> = std::result::Result<T, WeightsError>;
 pub struct Weights<'a> {
     gguf: &'a Gguf,
     device: Device,
+    /// Bytes of matrices read, and of all that will be.
+    done: Cell<u64>,
+    all: u64,
+    progress: RefCell<&'a mut dyn FnMut(u64, u64)>,
+    #[cfg(feature = "cuda")]
+    loader: Option<RefCell<candle_ds4_ops::device::cuda::Loader>>,
 }
 
+/// GiB of a GPU that weights must leave free for caches and intermediate values.
+#[cfg(feature = "cuda")]
+const RESERVE_GIB: f64 = 2.0;
+
 impl<'a> Weights<'a> {
-    /// Nothing is read until asked for.
-    pub fn new(gguf: &'a Gguf, device: &Device) -> Self {
-        Self { gguf, device: device.clone() }
+    /// Nothing is read until asked for; then `progress` hears the bytes read so far and of all. Say
+    /// [`Weights::finish`] when all is loaded.
+    ///
+    /// # Errors
+    /// If the weights do not fit into the device's memory.
+    pub fn with_progress(
+        gguf: &'a Gguf,
+        device: &Device,
+        progress: &'a mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        // Draft heads stay in the file.
+        let loaded = gguf.tensors().iter().filter(|info| !info.name.starts_with("mtp."));
+        let all = loaded.filter_map(|info| info.len).sum();
+        #[cfg(feature = "cuda")]
+        let loader = match device.is_cuda() {
+            true => Some(RefCell::new(cuda_loader(device, all)?)),
+            false => None,
+        };
+        Ok(Self {
+            gguf,
+            device: device.clone(),
+            done: Cell::new(0),
+            all,
+            progress: RefCell::new(progress),
+            #[cfg(feature = "cuda")]
+            loader,
+        })
+    }
+
+    /// Waits until all that was asked for is there.
+    ///
+    /// # Errors
+    /// If the device failed meanwhile.
+    pub fn finish(self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(loader) = &self.loader {
+            let name = || "the last of all".to_owned();
+            let finished = loader.borrow_mut().finish();
+            finished.map_err(|error| WeightsError::Device { name: name(), error })?;
+        }
+        (self.progress.borrow_mut())(self.all, self.all);
+        Ok(())
     }
 
     /// Whether the file has this tensor.
@@ -150,8 +216,22 @@ impl<'a> Weights<'a> {
         };
         let (rows, cols) = (dims[1] as usize, dims[0] as usize);
         let bytes = self.gguf.data(info)?;
-        Matrix::from_host(format, n, rows, cols, bytes)
-            .map_err(|error| WeightsError::Device { name: name.to_owned(), error })
+        let len = bytes.len() as u64;
+        let matrix = Matrix::from_host(format, n, rows, cols, bytes).and_then(|m| self.place(m));
+        let matrix =
+            matrix.map_err(|error| WeightsError::Device { name: name.to_owned(), error })?;
+        self.done.set(self.done.get() + len);
+        (self.progress.borrow_mut())(self.done.get(), self.all);
+        Ok(matrix)
+    }
+
+    /// The matrix where it is computed with.
+    fn place(&self, matrix: Matrix) -> candle_core::Result<Matrix> {
+        #[cfg(feature = "cuda")]
+        if let Some(loader) = &self.loader {
+            return matrix.to_cuda(&mut loader.borrow_mut());
+        }
+        Ok(matrix)
     }
 
     fn floats(&self, name: &str, dims: &[u64], shape: &[usize]) -> Result<Tensor> {
@@ -200,6 +280,21 @@ impl<'a> Weights<'a> {
         }
         Ok(info)
     }
+}
+
+/// Refuses what will not fit, before gigabytes are on their way.
+#[cfg(feature = "cuda")]
+fn cuda_loader(device: &Device, all: u64) -> Result<candle_ds4_ops::device::cuda::Loader> {
+    use candle_ds4_ops::device::cuda::{Loader, Memory};
+    let refused = |error| WeightsError::Device { name: "the first".to_owned(), error };
+    let memory = Memory::of(device).map_err(refused)?;
+    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+    let (needed, free) = (gib(all), gib(memory.free as u64));
+    if needed + RESERVE_GIB > free {
+        let total = gib(memory.total as u64);
+        return Err(WeightsError::Memory { needed, reserve: RESERVE_GIB, free, total });
+    }
+    Loader::new(device).map_err(refused)
 }
 
 fn wrong_type(info: &TensorInfo, role: &'static str, have: &'static str) -> WeightsError {

@@ -46,7 +46,8 @@ pub(crate) fn host<'a, T: WithDType>(op: &'static str, tensor: &'a Tensor) -> Re
 }
 
 /// The element types that our ops write.
-pub(crate) trait Element: WithDType {
+pub trait Element: WithDType {
+    /// The values of a storage of this type.
     fn values_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
 }
 

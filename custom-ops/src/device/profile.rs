@@ -68,6 +68,11 @@ pub fn profile<R>(f: impl FnOnce() -> Result<R>) -> Result<(R, Vec<Class>)> {
     Ok((result, classes))
 }
 
+/// Whether [`profile`] is listening on this thread.
+pub fn profiling() -> bool {
+    CALLS.with_borrow(Option::is_some)
+}
+
 /// Runs an op that writes `out`; if [`profile`] is listening, `what` is asked for the class of the call
 /// and the bytes that it read.
 pub(crate) fn timed<R>(

@@ -9,7 +9,7 @@ use super::host::{host_mut, Element};
 ///
 /// # Errors
 /// If the type or the number of values is another, or the device fails.
-pub(crate) fn upload<T: Upload>(tensor: &Tensor, values: &[T]) -> Result<()> {
+pub fn upload<T: Upload>(tensor: &Tensor, values: &[T]) -> Result<()> {
     if tensor.elem_count() != values.len() {
         bail!("upload: {} values into a tensor {:?}", values.len(), tensor.dims());
     }
@@ -18,7 +18,7 @@ pub(crate) fn upload<T: Upload>(tensor: &Tensor, values: &[T]) -> Result<()> {
 
 /// What can be uploaded.
 #[cfg(feature = "cuda")]
-pub(crate) trait Upload:
+pub trait Upload:
     Element
     + candle_core::cuda_backend::CudaDType
     + candle_core::cuda_backend::cudarc::driver::DeviceRepr
@@ -27,7 +27,7 @@ pub(crate) trait Upload:
 
 /// What can be uploaded.
 #[cfg(not(feature = "cuda"))]
-pub(crate) trait Upload: Element {}
+pub trait Upload: Element {}
 
 impl Upload for u32 {}
 impl Upload for i64 {}

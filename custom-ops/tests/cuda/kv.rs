@@ -103,7 +103,7 @@ fn a_fixed_batch_does_what_plain_ones_do() {
         compare(&format!("ratio {ratio}"), 2e-6, |place, ws| {
             let past = place.tensor(&past)?;
             let mut all = sequences(place, &past, ratio, dim, width, &of)?;
-            let mut fixed = Ragged::fixed(3, &place.device())?;
+            let mut fixed = Ragged::fixed(3, 512, &place.device())?;
             for (at, [values, gates]) in steps.iter().enumerate() {
                 let starts = of.map(|(before, _)| before + at);
                 let tensors = [values, gates, &bias];

@@ -1,30 +1,22 @@
 //! Launches recorded once and replayed with one call.
 
-use std::sync::Arc;
-
-use candle_core::cuda_backend::cudarc::driver::{sys, CudaGraph, CudaStream};
+use candle_core::cuda_backend::cudarc::driver::{sys, CudaGraph};
 use candle_core::{bail, Device, Result};
 
 use super::real::{executor, failed};
 
-/// A recorded stretch of work; the memory that it works on must outlive it.
-///
-/// It belongs to the thread that recorded it, as the device does.
-pub struct Graph {
+/// A recorded stretch of work.
+pub(crate) struct Graph {
     graph: CudaGraph,
-    stream: Arc<CudaStream>,
     nodes: Vec<sys::CUgraphNode>,
 }
 
-/// Records what `f` launches on `device` instead of running it.
-///
-/// `f` must have run once before on the same shapes, so that every kernel is loaded and every buffer
-/// there: it may launch kernels of ours and nothing else. It must not allocate, copy, or read back;
-/// candle's host copies are refused while it records.
-///
-/// # Errors
-/// What `f` fails with, or the driver; the device is usable afterwards.
-pub fn capture<R>(device: &Device, f: impl FnOnce() -> Result<R>) -> Result<(Graph, R)> {
+// SAFETY: the driver's handles belong to no thread, and every call binds the context first. Calls are
+// not made from two threads at once: nothing here is `Sync`.
+unsafe impl Send for Graph {}
+
+/// [`crate::device::capture`]; candle's host copies are refused while it records.
+pub(crate) fn capture<R>(device: &Device, f: impl FnOnce() -> Result<R>) -> Result<(Graph, R)> {
     let cuda = device.as_cuda_device()?;
     let stream = executor(cuda)?.stream().clone();
     stream.synchronize().map_err(failed("wait"))?;
@@ -43,7 +35,7 @@ pub fn capture<R>(device: &Device, f: impl FnOnce() -> Result<R>) -> Result<(Gra
     };
     graph.upload().map_err(failed("graph upload"))?;
     let nodes = nodes_of(&graph)?;
-    Ok((Graph { graph, stream, nodes }, value))
+    Ok((Graph { graph, nodes }, value))
 }
 
 impl Graph {
@@ -51,20 +43,12 @@ impl Graph {
     ///
     /// # Errors
     /// The driver's.
-    pub fn launch(&self) -> Result<()> {
+    pub(crate) fn launch(&self) -> Result<()> {
         self.graph.launch().map_err(failed("graph launch"))
     }
 
-    /// Waits until the device has done all that is queued.
-    ///
-    /// # Errors
-    /// The driver's: a kernel that failed shows here.
-    pub fn wait(&self) -> Result<()> {
-        self.stream.synchronize().map_err(failed("wait"))
-    }
-
     /// Launches recorded.
-    pub fn nodes(&self) -> usize {
+    pub(crate) fn nodes(&self) -> usize {
         self.nodes.len()
     }
 
@@ -72,7 +56,7 @@ impl Graph {
     ///
     /// # Errors
     /// The driver's.
-    pub fn other_nodes(&self) -> Result<usize> {
+    pub(crate) fn other_nodes(&self) -> Result<usize> {
         let mut others = 0;
         for &node in &self.nodes {
             let mut kind = sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL;
@@ -89,7 +73,7 @@ impl Graph {
     ///
     /// # Errors
     /// The driver's.
-    pub fn programmatic_edges(&self) -> Result<usize> {
+    pub(crate) fn programmatic_edges(&self) -> Result<usize> {
         let graph = self.graph.cu_graph();
         let mut count = 0;
         // SAFETY: with null arrays the driver writes the number of edges only.

@@ -23,9 +23,9 @@ mod storage;
 #[cfg(feature = "cuda-emulator")]
 pub use emulated::emulate;
 #[cfg(feature = "cuda-emulator")]
-pub(crate) use emulated::emulating;
+pub(crate) use emulated::{emulating, record, Recording};
 #[cfg(feature = "cuda")]
-pub use graph::{capture, Graph};
+pub(crate) use graph::{capture, Graph};
 #[cfg(feature = "cuda")]
 pub use load::Loader;
 #[cfg(feature = "cuda")]
