@@ -76,6 +76,8 @@ fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ds4-server"));
     command.args(arguments).current_dir(std::env::temp_dir());
     command.env_remove("DS4_MODEL").env_remove("DS4_API_KEY");
+    // Nothing is kept from one test to the next.
+    command.env_remove("HOME").env_remove("XDG_CACHE_HOME");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

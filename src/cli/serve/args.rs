@@ -99,11 +99,11 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", hide_short_help = true)]
     pub kv_memory_mb: Option<usize>,
 
-    /// Folder for prompts that outlive the server
+    /// Folder for prompts that outlive the server [default: as `ds4 cache`]
     #[arg(long, value_name = "DIR")]
     pub kv_disk_dir: Option<PathBuf>,
 
-    /// Megabytes that it may take
+    /// Megabytes that it may take; 0 for no folder
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub kv_disk_space_mb: u64,
 

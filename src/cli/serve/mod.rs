@@ -19,7 +19,7 @@ use super::{help_or_mistake, session};
 use crate::engine::{open_store, Engine, Limits, Service};
 use crate::server::{serve, App, Replay, Secret, REPLAY_BYTES};
 use args::ServeArgs;
-use options::Options;
+use options::{Kept, Options};
 
 /// Threads that speak HTTP; the others compute.
 const HTTP_THREADS: usize = 2;
@@ -77,11 +77,18 @@ fn service(options: &Options) -> Result<Service, Failure> {
     options.limit(&mut limits);
     let started = match &options.store {
         None => Service::start_with(engine, limits),
-        Some((folder, budget)) => {
-            let store = open_store(&gguf, &engine, folder, *budget).map_err(|error| {
-                Failure::Input(format!("--kv-disk-dir {}: {error}", folder.display()))
-            })?;
-            Service::start_with_store(engine, limits, store)
+        Some(Kept { folder, budget, asked_for }) => {
+            match open_store(&gguf, &engine, folder, *budget) {
+                Ok(store) => Service::start_with_store(engine, limits, store),
+                Err(error) if *asked_for => {
+                    let folder = folder.display();
+                    return Err(Failure::Input(format!("--kv-disk-dir {folder}: {error}")));
+                }
+                Err(error) => {
+                    tell(&format!("prompts are forgotten when the server stops: {error}"));
+                    Service::start_with(engine, limits)
+                }
+            }
         }
     };
     started.map_err(|error| {
@@ -95,10 +102,17 @@ fn replay(options: &Options, service: &Service) -> Result<Option<Arc<Replay>>, F
     if !options.replay {
         return Ok(None);
     }
-    let secret = match &options.store {
+    let asked_for = options.store.as_ref().is_some_and(|kept| kept.asked_for);
+    let secret = match service.store().map(|store| store.path().join("replay.key")) {
         None => Secret::random(),
-        Some((folder, _)) => Secret::from_file(&folder.join("replay.key"))
-            .map_err(|error| Failure::Input(error.to_string()))?,
+        Some(file) => match Secret::from_file(&file) {
+            Ok(secret) => secret,
+            Err(error) if asked_for => return Err(Failure::Input(error.to_string())),
+            Err(error) => {
+                tell(&format!("answers are forgotten when the server stops: {error}"));
+                Secret::random()
+            }
+        },
     };
     let replay = Arc::new(Replay::new(Arc::clone(service.tokenizer()), secret, REPLAY_BYTES));
     service.attach(replay.clone());

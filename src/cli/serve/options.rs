@@ -7,6 +7,7 @@ use std::time::Duration;
 use candle_core::Device;
 
 use super::args::{LogFormat, ServeArgs};
+use crate::cache::store::default_folder;
 use crate::cli::failure::Failure;
 use crate::cli::model_path::ModelPath;
 use crate::cli::options::{model_path, read_text, use_threads};
@@ -17,6 +18,16 @@ use crate::server::{Access, Keys, Settings};
 
 /// The environment variable that holds a key.
 const KEY_VARIABLE: &str = "DS4_API_KEY";
+
+/// Where states are kept.
+pub struct Kept {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Bytes that it may take.
+    pub budget: u64,
+    /// Whether somebody named the folder, and wants to know if it cannot be used.
+    pub asked_for: bool,
+}
 
 /// How to serve.
 pub struct Options {
@@ -36,8 +47,8 @@ pub struct Options {
     kv_bytes: Option<usize>,
     /// How the log is written.
     pub log: (LogFormat, tracing::level_filters::LevelFilter),
-    /// Where states are kept, and how many bytes of them.
-    pub store: Option<(PathBuf, u64)>,
+    /// Where states are kept, if they are.
+    pub store: Option<Kept>,
     /// Whether answers are repeated to the token when they come back.
     pub replay: bool,
     /// Everything else.
@@ -93,10 +104,19 @@ impl Options {
             waiting: args.max_waiting,
             kv_bytes: args.kv_memory_mb.map(|megabytes| megabytes << 20),
             log: (args.log_format, args.log_level),
-            store: args.kv_disk_dir.clone().map(|folder| (folder, args.kv_disk_space_mb << 20)),
+            store: Kept::resolve(args),
             replay: !args.disable_exact_dsml_tool_replay,
             settings,
         })
+    }
+}
+
+impl Kept {
+    fn resolve(args: &ServeArgs) -> Option<Self> {
+        let budget = args.kv_disk_space_mb.saturating_mul(1 << 20);
+        let asked_for = args.kv_disk_dir.is_some();
+        let folder = args.kv_disk_dir.clone().or_else(default_folder)?;
+        (budget > 0).then_some(Self { folder, budget, asked_for })
     }
 }
 
