@@ -83,7 +83,7 @@ impl Scheduler {
                     tracing::warn!(%error, "a prefix on disk cannot be used; it is computed again");
                     if let Some(waiting) = waiting {
                         waiting.held = None;
-                        if matches!(error, LoadError::Image(_)) {
+                        if !matches!(error, LoadError::Read(_)) {
                             waiting.lookups = 0;
                         }
                     }
