@@ -133,6 +133,7 @@ pub(super) fn load_now(
             // The next lookup finds what is left without it.
             Err(LoadError::Read(_)) => {}
             Err(LoadError::Image(error)) => return Err(error),
+            Err(LoadError::Panicked) => return Ok(None),
         }
     }
     Ok(None)
