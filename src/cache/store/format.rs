@@ -445,7 +445,7 @@ mod tests {
         assert_eq!(bytes.len(), frontier.len());
         let len = frontier.file_len();
         assert_eq!(known(FrontierHead::parse(&bytes, len)), Some(frontier));
-        assert!(MAX_HEAD_BYTES >= FRONTIER_FIXED + 4 * MAX_PAGE_TOKENS + MAX_LABEL_BYTES + SUM);
+        const { assert!(MAX_HEAD_BYTES >= FRONTIER_FIXED + 4 * MAX_PAGE_TOKENS + MAX_LABEL_BYTES + SUM) };
     }
 
     #[test]
