@@ -95,8 +95,13 @@ pub fn matmuls(x: &Tensor, weights: &[&Matrix], ws: &Workspace) -> Result<Vec<Te
             let outs = outs.collect::<Result<Vec<_>>>()?;
             let scratch = ws.scratch(cuda::scratch_bytes(&gpu, weights, tokens, 1)?)?;
             let op = MatMuls { x, weights, outs: &outs[1..], scratch };
-            outs[0].inplace_op1(&op)?;
-            debug_assert!(first.rows() == outs[0].dim(1)?);
+            let bytes = weights.iter().map(|w| w.byte_len()).sum();
+            let rows: usize = weights.iter().map(|w| w.rows()).sum();
+            timed(
+                &outs[0],
+                || Ok((format!("matmuls {} [{rows}, {width}]", first.format()), bytes)),
+                || outs[0].inplace_op1(&op),
+            )?;
             return Ok(outs);
         }
     }
