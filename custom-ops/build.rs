@@ -91,13 +91,14 @@ fn kernels_in(text: &str) -> Vec<String> {
 
 /// `kernels.rs`: every kernel with its module, and every module's code.
 fn write_table(sources: &[Source], modules: &[Vec<u8>], out: &Path) -> io::Result<()> {
-    let mut text = String::from("pub(super) static MODULES: &[(&str, &[u8])] = &[\n");
+    let mut text =
+        String::from("#[allow(dead_code)]\npub(super) static MODULES: &[(&str, &[u8])] = &[\n");
     for (source, code) in sources.iter().zip(modules) {
         let file = out.join(format!("{}.fatbin", source.module));
         fs::write(&file, code)?;
         text += &format!("    ({:?}, include_bytes!({:?})),\n", source.module, file);
     }
-    text += "];\n\npub(super) static KERNELS: &[(&str, usize)] = &[\n";
+    text += "];\n\n#[allow(dead_code)]\npub(super) static KERNELS: &[(&str, usize)] = &[\n";
     for (index, source) in sources.iter().enumerate() {
         for kernel in &source.kernels {
             text += &format!("    ({kernel:?}, {index}),\n");

@@ -11,8 +11,9 @@
 //! tokens; [`tokenizer::Tokenizer`] turns it into ids. What a user writes can never become a
 //! control token.
 //!
-//! [`engine::Engine`] finds how much of the prompt a [`engine::Sequence`] still knows, runs the
-//! rest through [`model::Model::forward`] in chunks, and then token after token. In the model, a
+//! [`engine::Engine`] finds how much of the prompt is known from earlier ones, in memory or on disk,
+//! runs the rest through [`model::Model::forward`] in chunks, and then token after token;
+//! [`engine::Service`] does that for many jobs at a time, in one pass for all. In the model, a
 //! token is four residual streams, mixed before and after each sub-layer
 //! ([`model::HyperConnection`]). [`model::Attention`] sees the last 128 tokens and, in most layers,
 //! rows that a [`model::Compressor`] has pooled from 4 or 128 tokens each; where there are too many

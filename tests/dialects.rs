@@ -1,14 +1,18 @@
 //! The Messages and Responses dialects, and chat beside them, as clients use them: over HTTP, with
 //! the demo model. What is told once must be found again in the cache when it comes back.
 
-use std::sync::{Arc, OnceLock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use axum::Router;
 use candle_ds4::candle::Device;
-use candle_ds4::engine::{Attach, Engine, Limits, Namespace, Service};
+use candle_ds4::demo::demo_model;
+use candle_ds4::engine::{open_store, Engine, Limits, Service};
+use candle_ds4::gguf::Gguf;
 use candle_ds4::server::{App, Keys, Replay, Secret, Settings, REPLAY_BYTES};
+use jsonschema::Validator;
 use serde_json::{json, Value};
 use tower::ServiceExt;
 
@@ -21,10 +25,9 @@ fn service() -> &'static Service {
     })
 }
 
-/// A server, and what it remembers of its answers.
+/// A server without its connections.
 struct Server {
     router: Router,
-    replay: Arc<Replay>,
     runtime: tokio::runtime::Runtime,
     key: &'static str,
 }
@@ -38,22 +41,21 @@ struct Reply {
 
 impl Server {
     fn new() -> Self {
-        Self::with(Secret::random())
+        Self::with(Settings::default())
     }
 
-    fn with(secret: Secret) -> Self {
+    fn with(settings: Settings) -> Self {
         let tokenizer = Arc::clone(service().tokenizer());
-        let replay = Arc::new(Replay::new(tokenizer, secret, REPLAY_BYTES));
-        Self::with_settings(replay, Settings::default())
+        let replay = Arc::new(Replay::new(tokenizer, Secret::random(), REPLAY_BYTES));
+        Self::of(service(), replay, settings)
     }
 
-    fn with_settings(replay: Arc<Replay>, settings: Settings) -> Self {
-        let (app, stopper) =
-            App::new(service().clone(), settings, Some(Arc::clone(&replay))).unwrap();
+    fn of(service: &Service, replay: Arc<Replay>, settings: Settings) -> Self {
+        let (app, stopper) = App::new(service.clone(), settings, Some(replay)).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         // Dropping it would stop the server.
         std::mem::forget(stopper);
-        Self { router: app.router(), replay, runtime, key: "a-key" }
+        Self { router: app.router(), runtime, key: "a-key" }
     }
 
     fn send(&self, path: &str, body: &Value) -> (StatusCode, String) {
@@ -78,10 +80,11 @@ impl Server {
         Reply { status, body: serde_json::from_str(&text).unwrap() }
     }
 
-    /// A response, which must be one.
+    /// A response, which must be one, and have the shape that is documented.
     fn ask(&self, path: &str, body: &Value) -> Value {
         let reply = self.post(path, body);
         assert_eq!(reply.status, StatusCode::OK, "{}", reply.body);
+        check_shape(path, "application/json", &reply.body);
         reply.body
     }
 
@@ -93,8 +96,36 @@ impl Server {
         assert_eq!(status, StatusCode::OK, "{text}");
         let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
         let data = data.filter(|data| *data != "[DONE]");
-        data.map(|data| serde_json::from_str(data).unwrap()).collect()
+        let frames: Vec<Value> = data.map(|data| serde_json::from_str(data).unwrap()).collect();
+        frames.iter().for_each(|frame| check_shape(path, "text/event-stream", frame));
+        frames
     }
+}
+
+fn documented() -> &'static Value {
+    static DOCUMENT: OnceLock<Value> = OnceLock::new();
+    DOCUMENT.get_or_init(|| {
+        serde_json::from_str(include_str!("../src/server/reference/openapi.json")).unwrap()
+    })
+}
+
+/// Holds an answer against `/openapi.json`.
+fn check_shape(path: &str, kind: &str, answer: &Value) {
+    static SHAPES: Mutex<BTreeMap<String, Arc<Validator>>> = Mutex::new(BTreeMap::new());
+    let path = path.split('?').next().unwrap();
+    let path = path.strip_prefix("/v1").unwrap_or(path);
+    let content = &documented()["paths"][path]["post"]["responses"]["200"]["content"][kind];
+    let name = content["schema"]["$ref"].as_str().unwrap().to_owned();
+    let shape = Arc::clone(SHAPES.lock().unwrap().entry(name.clone()).or_insert_with(|| {
+        let components = &documented()["components"];
+        let schema = json!({ "$ref": name, "components": components });
+        Arc::new(jsonschema::validator_for(&schema).unwrap())
+    }));
+    let faults: Vec<String> = shape
+        .iter_errors(answer)
+        .map(|fault| format!("{} {fault}", fault.instance_path()))
+        .collect();
+    assert!(faults.is_empty(), "{name}: {faults:?} in {answer}");
 }
 
 /// A cache of its own for a test.
@@ -139,222 +170,280 @@ fn rewritten(arguments: &Value) -> Value {
     arguments.to_string().into()
 }
 
-/// Three questions, each with a call and an answer from its result: six turns. Reasoning stays
-/// with the server: clients of this dialect drop it.
-#[test]
-fn chat_finds_six_turns_again() {
-    let server = Server::new();
-    let mut turns = Vec::new();
-    let mut messages = vec![json!({ "role": "system", "content": "You are helpful." })];
-    let mut ask = |messages: &mut Vec<Value>| {
+/// A conversation in one of the dialects: asks a question that needs a call, and then what the
+/// result says.
+trait Talk {
+    /// The tokens of both turns.
+    fn ask_about(&mut self, server: &Server, city: &str) -> [Tokens; 2];
+}
+
+/// As clients of the chat dialect have it: they drop reasoning, and write JSON their own way.
+struct Chat {
+    messages: Vec<Value>,
+    salt: Value,
+}
+
+impl Chat {
+    fn new(salt: Value) -> Self {
+        Self { messages: vec![json!({ "role": "system", "content": "You are helpful." })], salt }
+    }
+
+    fn turn(&mut self, server: &Server) -> (Value, Tokens) {
         let body = json!({
-            "model": "m", "messages": messages, "temperature": 0, "max_tokens": 200,
-            "cache_salt": salt("chat"),
+            "model": "m", "messages": self.messages, "temperature": 0, "max_tokens": 200,
+            "cache_salt": self.salt,
             "tools": [{ "type": "function", "function": {
                 "name": "get_weather", "description": "Get the weather in a city",
                 "parameters": parameters() } }],
         });
         let answer = server.ask("/v1/chat/completions", &body);
         let usage = &answer["usage"];
-        turns.push(Tokens {
+        let tokens = Tokens {
             prompt: usage["prompt_tokens"].as_u64().unwrap(),
             cached: usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap(),
             answer: usage["completion_tokens"].as_u64().unwrap(),
-        });
+        };
         let mut message = answer["choices"][0]["message"].clone();
         assert_ne!(message["reasoning_content"], Value::Null);
         message.as_object_mut().unwrap().remove("reasoning_content");
-        messages.push(message.clone());
-        message
-    };
-    for city in CITIES {
-        messages.push(json!({ "role": "user", "content": question(city) }));
-        let calling = ask(&mut messages);
+        let told = message.clone();
+        if message["tool_calls"].is_array() {
+            let function = &mut message["tool_calls"][0]["function"];
+            function["arguments"] = rewritten(&function["arguments"]);
+        }
+        self.messages.push(message);
+        (told, tokens)
+    }
+}
+
+impl Talk for Chat {
+    fn ask_about(&mut self, server: &Server, city: &str) -> [Tokens; 2] {
+        self.messages.push(json!({ "role": "user", "content": question(city) }));
+        let (calling, first) = self.turn(server);
         let call = &calling["tool_calls"][0];
         assert!(call["function"]["arguments"].as_str().unwrap().contains(city), "{calling}");
-        let last = messages.len() - 1;
-        let function = &mut messages[last]["tool_calls"][0]["function"];
-        function["arguments"] = rewritten(&function["arguments"]);
-        let (id, result) = (call["id"].clone(), RESULT);
-        messages.push(json!({ "role": "tool", "tool_call_id": id, "content": result }));
-        let said = ask(&mut messages);
+        self.messages
+            .push(json!({ "role": "tool", "tool_call_id": call["id"], "content": RESULT }));
+        let (said, second) = self.turn(server);
         assert!(said["content"].as_str().unwrap().contains("snowy"), "{said}");
+        [first, second]
     }
-    assert_eq!(turns.len(), 6);
-    assert_found_again(&turns);
 }
 
-/// The same in the way of a client that stores nothing at the server: encrypted reasoning goes
-/// back and forth.
-#[test]
-fn responses_find_six_turns_again() {
-    for referring in [false, true] {
-        let server = Server::new();
-        let mut turns = Vec::new();
-        let mut input: Vec<Value> = Vec::new();
-        let mut ask = |input: &mut Vec<Value>| {
-            let body = json!({
-                "model": "m", "input": input, "temperature": 0, "max_output_tokens": 200,
-                "instructions": "You are helpful.", "store": referring,
-                "include": ["reasoning.encrypted_content"],
-                "cache_salt": salt(if referring { "references" } else { "responses" }),
-                "tools": [
-                    { "type": "web_search" },
-                    { "type": "function", "name": "get_weather", "strict": false,
-                      "description": "Get the weather in a city", "parameters": parameters() },
-                    { "type": "custom", "name": "apply_patch", "format": { "type": "grammar" } },
-                ],
-            });
-            let response = if turns.len() % 2 == 0 {
-                server.ask("/v1/responses", &body)
-            } else {
-                server.stream("/v1/responses", &body).pop().unwrap()["response"].clone()
-            };
-            assert_eq!(response["status"], "completed", "{response}");
-            let usage = &response["usage"];
-            turns.push(Tokens {
-                prompt: usage["input_tokens"].as_u64().unwrap(),
-                cached: usage["input_tokens_details"]["cached_tokens"].as_u64().unwrap(),
-                answer: usage["output_tokens"].as_u64().unwrap(),
-            });
-            let output = response["output"].as_array().unwrap().clone();
-            assert_eq!(output[0]["type"], "reasoning");
-            for item in &output {
-                let mut item = item.clone();
-                if referring {
-                    item = json!({ "type": "item_reference", "id": item["id"] });
-                } else if item["type"] == "reasoning" {
-                    // Codex drops the text of reasoning.
-                    item["content"] = Value::Null;
-                }
-                input.push(item);
-            }
-            output
+/// As clients of the Responses dialect have it: encrypted reasoning goes back and forth, or items
+/// are referred to.
+struct Responses {
+    input: Vec<Value>,
+    refers: bool,
+    turns: usize,
+    salt: Value,
+}
+
+impl Responses {
+    fn new(refers: bool, salt: Value) -> Self {
+        Self { input: Vec::new(), refers, turns: 0, salt }
+    }
+
+    fn turn(&mut self, server: &Server) -> (Vec<Value>, Tokens) {
+        let body = json!({
+            "model": "m", "input": self.input, "temperature": 0, "max_output_tokens": 200,
+            "instructions": "You are helpful.", "store": self.refers,
+            "include": ["reasoning.encrypted_content"], "cache_salt": self.salt,
+            "tools": [
+                { "type": "web_search" },
+                { "type": "function", "name": "get_weather", "strict": false,
+                  "description": "Get the weather in a city", "parameters": parameters() },
+                { "type": "custom", "name": "apply_patch", "format": { "type": "grammar" } },
+            ],
+        });
+        self.turns += 1;
+        let response = if self.turns % 2 == 1 {
+            server.ask("/v1/responses", &body)
+        } else {
+            server.stream("/v1/responses", &body).pop().unwrap()["response"].clone()
         };
-        for city in CITIES {
-            input.push(json!({ "role": "user", "content": [
-                { "type": "input_text", "text": question(city) }] }));
-            let output = ask(&mut input);
-            let call = output.last().unwrap();
-            assert_eq!(call["type"], "function_call", "{call}");
-            assert!(call["arguments"].as_str().unwrap().contains(city));
-            input.push(json!({ "type": "function_call_output", "call_id": call["call_id"],
-                "output": RESULT }));
-            let output = ask(&mut input);
-            let text = &output.last().unwrap()["content"][0]["text"];
-            assert!(text.as_str().unwrap().contains("snowy"), "{text}");
+        assert_eq!(response["status"], "completed", "{response}");
+        let usage = &response["usage"];
+        let tokens = Tokens {
+            prompt: usage["input_tokens"].as_u64().unwrap(),
+            cached: usage["input_tokens_details"]["cached_tokens"].as_u64().unwrap(),
+            answer: usage["output_tokens"].as_u64().unwrap(),
+        };
+        let output = response["output"].as_array().unwrap().clone();
+        assert_eq!(output[0]["type"], "reasoning");
+        for item in &output {
+            let mut item = item.clone();
+            if self.refers {
+                item = json!({ "type": "item_reference", "id": item["id"] });
+            } else if item["type"] == "reasoning" {
+                // Codex drops the text of reasoning.
+                item["content"] = Value::Null;
+            }
+            self.input.push(item);
         }
-        assert_eq!(turns.len(), 6);
-        assert_found_again(&turns);
+        (output, tokens)
     }
 }
 
-/// A request as a coding agent sends it: a line at the head that is new each time, marks for
-/// caching that move, instructions between turns, thinking with signatures.
-fn messages_request(messages: &[Value], nonce: usize) -> Value {
-    let mut messages = messages.to_vec();
-    if let Some(last) = messages.last_mut() {
-        let content = last["content"].as_array_mut().unwrap();
-        if let Some(block) = content.last_mut() {
-            block["cache_control"] = json!({ "type": "ephemeral" });
-        }
+impl Talk for Responses {
+    fn ask_about(&mut self, server: &Server, city: &str) -> [Tokens; 2] {
+        self.input.push(json!({ "role": "user", "content": [
+            { "type": "input_text", "text": question(city) }] }));
+        let (output, first) = self.turn(server);
+        let call = output.last().unwrap();
+        assert_eq!(call["type"], "function_call", "{call}");
+        assert!(call["arguments"].as_str().unwrap().contains(city));
+        self.input.push(json!({ "type": "function_call_output", "call_id": call["call_id"],
+            "output": RESULT }));
+        let (output, second) = self.turn(server);
+        let text = &output.last().unwrap()["content"][0]["text"];
+        assert!(text.as_str().unwrap().contains("snowy"), "{text}");
+        [first, second]
     }
-    json!({
-        "model": "claude-opus", "max_tokens": 200, "temperature": 0, "messages": messages,
-        "cache_salt": salt("messages"), "metadata": { "user_id": "u" },
-        "system": [
-            { "type": "text", "text": format!("x-anthropic-billing-header: n={nonce}; c={nonce:x};") },
-            { "type": "text", "text": "You are helpful.", "cache_control": { "type": "ephemeral" } },
-        ],
-        "thinking": { "type": "enabled", "budget_tokens": 1024 },
-        "tools": [
-            { "name": "get_weather", "description": "Get the weather in a city",
-              "input_schema": parameters() },
-            { "type": "web_search_20250305", "name": "web_search", "max_uses": 5 },
-        ],
-    })
 }
 
-#[test]
-fn messages_find_six_turns_again() {
-    let server = Server::new();
-    let mut turns: Vec<Tokens> = Vec::new();
-    let mut messages: Vec<Value> = Vec::new();
-    let mut ask = |messages: &mut Vec<Value>| {
-        let request = messages_request(messages, 1000 + turns.len());
+/// As a coding agent has it: a line at the head that is new each time, marks for caching that
+/// move, instructions between turns, thinking with signatures.
+struct Messages {
+    messages: Vec<Value>,
+    turns: usize,
+    salt: Value,
+}
+
+impl Messages {
+    fn new(salt: Value) -> Self {
+        Self { messages: Vec::new(), turns: 0, salt }
+    }
+
+    fn request(&self) -> Value {
+        let mut messages = self.messages.clone();
+        if let Some(last) = messages.last_mut() {
+            let block = last["content"].as_array_mut().and_then(|content| content.last_mut());
+            block.unwrap()["cache_control"] = json!({ "type": "ephemeral" });
+        }
+        let nonce = 1000 + self.turns;
+        let attribution = format!("x-anthropic-billing-header: n={nonce}; c={nonce:x};");
+        json!({
+            "model": "claude-opus", "max_tokens": 200, "temperature": 0, "messages": messages,
+            "cache_salt": self.salt, "metadata": { "user_id": "u" },
+            "system": [
+                { "type": "text", "text": attribution },
+                { "type": "text", "text": "You are helpful.",
+                  "cache_control": { "type": "ephemeral" } },
+            ],
+            "thinking": { "type": "enabled", "budget_tokens": 1024 },
+            "tools": [
+                { "name": "get_weather", "description": "Get the weather in a city",
+                  "input_schema": parameters() },
+                { "type": "web_search_20250305", "name": "web_search", "max_uses": 5 },
+            ],
+        })
+    }
+
+    fn turn(&mut self, server: &Server) -> (Value, Tokens) {
+        let request = self.request();
         let counted = server.ask("/v1/messages/count_tokens?beta=true", &request);
         let answer = server.ask("/v1/messages?beta=true", &request);
         let usage = &answer["usage"];
         let cached = usage["cache_read_input_tokens"].as_u64().unwrap();
         let prompt = usage["input_tokens"].as_u64().unwrap() + cached;
         assert_eq!(counted, json!({ "input_tokens": prompt }));
-        turns.push(Tokens { prompt, cached, answer: usage["output_tokens"].as_u64().unwrap() });
+        let tokens = Tokens { prompt, cached, answer: usage["output_tokens"].as_u64().unwrap() };
         let mut content = answer["content"].clone();
         assert_eq!(content[0]["type"], "thinking");
         assert_ne!(content[0]["signature"], "");
-        if turns.len() % 2 == 0 {
+        self.turns += 1;
+        if self.turns.is_multiple_of(2) {
             // Hidden: only the signature is left of it.
             content[0]["thinking"] = "".into();
         }
-        messages.push(json!({ "role": "assistant", "content": content }));
-        answer
-    };
-    for (turn, city) in CITIES.iter().enumerate() {
+        self.messages.push(json!({ "role": "assistant", "content": content }));
+        (answer, tokens)
+    }
+}
+
+impl Talk for Messages {
+    fn ask_about(&mut self, server: &Server, city: &str) -> [Tokens; 2] {
         let text = json!([{ "type": "text", "text": question(city) }]);
-        messages.push(json!({ "role": "user", "content": text }));
-        if turn == 1 {
+        self.messages.push(json!({ "role": "user", "content": text }));
+        if self.turns == 2 {
             let reminder = json!([{ "type": "text", "text": "Be brief." }]);
-            messages.push(json!({ "role": "system", "content": reminder }));
+            self.messages.push(json!({ "role": "system", "content": reminder }));
         }
-        let answer = ask(&mut messages);
+        let (answer, first) = self.turn(server);
         assert_eq!(answer["stop_reason"], "tool_use", "{answer}");
         let call = answer["content"].as_array().unwrap().last().unwrap();
         assert_eq!(call["input"], json!({ "city": city }));
-        messages.push(json!({ "role": "user", "content": [{ "type": "tool_result",
+        self.messages.push(json!({ "role": "user", "content": [{ "type": "tool_result",
             "tool_use_id": call["id"], "content": [{ "type": "text", "text": RESULT }] }] }));
-        let answer = ask(&mut messages);
+        let (answer, second) = self.turn(server);
         assert_eq!(answer["stop_reason"], "end_turn");
         let text = answer["content"].as_array().unwrap().last().unwrap();
         assert!(text["text"].as_str().unwrap().contains("snowy"), "{text}");
+        [first, second]
     }
+}
+
+/// Three questions, each with a call and an answer from its result: six turns.
+fn six_turns(talk: &mut dyn Talk) {
+    let server = Server::new();
+    let turns: Vec<Tokens> = CITIES.iter().flat_map(|city| talk.ask_about(&server, city)).collect();
     assert_eq!(turns.len(), 6);
     assert_found_again(&turns);
 }
 
-/// What went with the cached tokens is enough for another server to find them again.
 #[test]
-fn a_server_that_was_started_again_finds_a_conversation() {
-    let secret = Secret::random();
-    let server = Server::with(secret.clone());
-    let request = |messages: &Value| {
-        json!({ "model": "m", "messages": messages, "temperature": 0, "max_tokens": 200, "tools": [{ "type": "function", "function": {
-                "name": "get_weather", "description": "Get the weather in a city",
-                "parameters": parameters() } }] })
+fn chat_finds_six_turns_again() {
+    six_turns(&mut Chat::new(salt("chat")));
+}
+
+#[test]
+fn responses_find_six_turns_again() {
+    six_turns(&mut Responses::new(false, salt("responses")));
+}
+
+#[test]
+fn responses_that_are_referred_to_are_found_again() {
+    six_turns(&mut Responses::new(true, salt("references")));
+}
+
+#[test]
+fn messages_find_six_turns_again() {
+    six_turns(&mut Messages::new(salt("messages")));
+}
+
+/// What went to disk is enough for another process to find every conversation again.
+#[test]
+fn conversations_outlive_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let start = || {
+        let gguf = Gguf::from_bytes(demo_model()).unwrap();
+        let engine = Engine::from_gguf(&gguf, "the demo model", &Device::Cpu).unwrap();
+        let store = open_store(&gguf, &engine, folder.path(), 1 << 30).unwrap();
+        let service = Service::start_with_store(engine, Limits::of(&Device::Cpu), store).unwrap();
+        let secret = Secret::from_file(&folder.path().join("replay.key")).unwrap();
+        let tokenizer = Arc::clone(service.tokenizer());
+        let replay = Arc::new(Replay::new(tokenizer, secret, REPLAY_BYTES));
+        service.attach(replay.clone());
+        (Server::of(&service, replay, Settings::default()), service)
     };
-    let mut messages = json!([{ "role": "user", "content": question("Paris") }]);
-    let answer = server.ask("/v1/chat/completions", &request(&messages));
-    let message = &answer["choices"][0]["message"];
-    let mut calling = message.clone();
-    calling.as_object_mut().unwrap().remove("reasoning_content");
-    let list = messages.as_array_mut().unwrap();
-    list.push(calling);
-    list.push(json!({ "role": "tool", "tool_call_id": message["tool_calls"][0]["id"],
-        "content": RESULT }));
-    let usage = &answer["usage"];
-    let known =
-        usage["prompt_tokens"].as_u64().unwrap() + usage["completion_tokens"].as_u64().unwrap();
-    let cached = |server: &Server| {
-        let answer = server.ask("/v1/chat/completions", &request(&messages));
-        answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap() as f64
-    };
-    let forgetful = Server::with(secret.clone());
-    assert!(cached(&forgetful) < 0.99 * known as f64, "nothing was to be brought back");
-    let tokens = server.ask("/tokenize", &request(&messages));
-    let tokens: Vec<u32> = serde_json::from_value(tokens["tokens"].clone()).unwrap();
-    let restarted = Server::with(secret);
-    let owner = Namespace::default();
-    restarted.replay.restore(owner, &server.replay.attachment(owner, &tokens));
-    assert!(cached(&restarted) >= 0.99 * known as f64);
+    let mut talks: [Box<dyn Talk>; 3] = [
+        Box::new(Chat::new(salt("chat"))),
+        Box::new(Responses::new(false, salt("responses"))),
+        Box::new(Messages::new(salt("messages"))),
+    ];
+    let (server, service) = start();
+    let mut turns: Vec<Vec<Tokens>> =
+        talks.iter_mut().map(|talk| talk.ask_about(&server, CITIES[0]).to_vec()).collect();
+    drop(server);
+    service.join();
+    let (server, service) = start();
+    for (talk, turns) in talks.iter_mut().zip(&mut turns) {
+        turns.extend(talk.ask_about(&server, CITIES[1]));
+        assert_found_again(turns);
+    }
+    drop(server);
+    service.join();
 }
 
 /// Markup that a tool has returned, and calls that the model never made.
@@ -397,11 +486,8 @@ fn planted_calls_never_become_calls() {
 /// Whoever has another key has other conversations, though the ids are known to both.
 #[test]
 fn a_call_of_another_key_is_another_call() {
-    let tokenizer = Arc::clone(service().tokenizer());
-    let replay = Arc::new(Replay::new(tokenizer, Secret::random(), REPLAY_BYTES));
     let keys = Keys::read("one-key\nother-key").unwrap();
-    let settings = Settings { keys, ..Settings::default() };
-    let mut server = Server::with_settings(replay, settings);
+    let mut server = Server::with(Settings { keys, ..Settings::default() });
     server.key = "one-key";
     let request = |messages: &Value| {
         json!({ "model": "m", "messages": messages, "temperature": 0, "max_tokens": 200,
@@ -556,4 +642,105 @@ fn numbers_out_of_range_are_refused_by_name() {
             }
         }
     }
+}
+
+/// Every place in a value, as a path of keys.
+fn places(value: &Value, at: &str, places: &mut Vec<String>) {
+    if !at.is_empty() {
+        places.push(at.to_owned());
+    }
+    match value {
+        Value::Object(members) => {
+            members
+                .iter()
+                .for_each(|(key, value)| self::places(value, &format!("{at}/{key}"), places));
+        }
+        Value::Array(values) => {
+            let values = values.iter().enumerate();
+            values.for_each(|(key, value)| self::places(value, &format!("{at}/{key}"), places));
+        }
+        _ => {}
+    }
+}
+
+/// Any JSON in any place of a request: a count, or an error that says where, never a mistake of
+/// the server's.
+#[test]
+fn any_value_in_any_place_is_read_or_refused() {
+    let server = Server::new();
+    let mut messages = Messages::new(salt("places"));
+    messages.messages = vec![
+        json!({ "role": "user", "content": [{ "type": "text", "text": "Hi" }] }),
+        json!({ "role": "system", "content": "Be brief." }),
+        json!({ "role": "assistant", "content": [
+            { "type": "thinking", "thinking": "hm", "signature": "s" },
+            { "type": "text", "text": "Hello" },
+            { "type": "tool_use", "id": "a", "name": "get_weather", "input": { "city": "Rome" } }] }),
+        json!({ "role": "user", "content": [{ "type": "tool_result", "tool_use_id": "a",
+            "is_error": true, "content": [{ "type": "text", "text": "none" }] },
+            { "type": "document", "title": "t", "source": { "type": "text", "data": "d" } }] }),
+    ];
+    let mut request = messages.request();
+    let more = json!({ "tool_choice": { "type": "tool", "name": "get_weather" },
+        "stop_sequences": ["x"], "output_config": { "effort": "high" }, "stream": true });
+    request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let response = json!({
+        "model": "m", "instructions": "Be brief.", "max_output_tokens": 1, "stream": true,
+        "store": true, "include": ["reasoning.encrypted_content"], "metadata": { "a": "b" },
+        "reasoning": { "effort": "low", "summary": "auto" }, "parallel_tool_calls": true,
+        "text": { "format": { "type": "json_schema", "name": "n", "schema": parameters() } },
+        "tools": [{ "type": "function", "name": "f", "strict": true, "parameters": parameters() }],
+        "tool_choice": { "type": "function", "name": "f" }, "temperature": 1, "top_p": 1,
+        "input": [
+            { "type": "message", "role": "user", "content": [
+                { "type": "input_text", "text": "Hi" }] },
+            { "type": "reasoning", "summary": [{ "type": "summary_text", "text": "hm" }],
+              "encrypted_content": "x" },
+            { "type": "function_call", "call_id": "a", "name": "f", "arguments": "{}" },
+            { "type": "function_call_output", "call_id": "a", "output": "done" },
+            { "type": "message", "role": "assistant", "content": [
+                { "type": "output_text", "text": "Hello" }] },
+        ],
+    });
+    let values = [
+        Value::Null,
+        json!(true),
+        json!(-1),
+        json!(9223372036854775808u64),
+        json!(1e308),
+        json!(""),
+        json!("\u{0}<｜DSML｜\"é"),
+        json!([]),
+        json!([null]),
+        json!([[{}]]),
+        json!({}),
+        json!({ "type": {} }),
+    ];
+    let mut refused = 0;
+    for (path, request) in
+        [("/v1/messages/count_tokens", request), ("/v1/responses/input_tokens", response)]
+    {
+        server.ask(path, &request);
+        let mut all = Vec::new();
+        places(&request, "", &mut all);
+        assert!(all.len() > 50);
+        for place in all {
+            for value in &values {
+                let mut request = request.clone();
+                *request.pointer_mut(&place).unwrap() = value.clone();
+                let reply = server.post(path, &request);
+                if reply.status == StatusCode::OK {
+                    continue;
+                }
+                assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{place} {value} {reply:?}");
+                let message = reply.body["error"]["message"].as_str().unwrap();
+                let field = place.split('/').nth(1).unwrap();
+                // A tool that is gone is missed where it is chosen.
+                let missed = field == "tools" && message.contains("tool_choice");
+                assert!(message.contains(field) || missed, "{place} {value}: {message}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 500, "{refused}");
 }

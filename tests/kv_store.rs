@@ -13,9 +13,13 @@ mod damage;
 mod eviction;
 #[path = "kv_store/faults.rs"]
 mod faults;
+#[path = "kv_store/format.rs"]
+mod format;
 #[path = "kv_store/privacy.rs"]
 mod privacy;
 #[path = "kv_store/processes.rs"]
 mod processes;
 #[path = "kv_store/sharing.rs"]
 mod sharing;
+#[path = "kv_store/speed.rs"]
+mod speed;

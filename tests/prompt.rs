@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use candle_ds4::prompt::{
-    Conversation, Ending, Event, Message, Reader, Rendered, Role, Thinking, Tool, ToolCall,
+    Conversation, Ending, Event, Fingerprint, Message, Reader, Recall, Recorded, Rendered, Role,
+    Thinking, Tool, ToolCall,
 };
 use candle_ds4::tokenizer::{Tokenizer, TokenizerParts};
 use flate2::read::GzDecoder;
@@ -387,5 +388,44 @@ proptest! {
             })
             .collect();
         prop_assert_eq!(indexes.iter().collect::<HashSet<_>>().len(), indexes.len());
+    }
+}
+
+/// Where conversations that begin alike part: before every turn and every reply, whatever ids a
+/// recorded reply has.
+#[test]
+fn landmarks_are_the_ends_of_turns() {
+    struct Once(Option<Recorded>);
+    impl Recall for Once {
+        fn recall(&mut self, _: Fingerprint, _: &Message) -> Option<Recorded> {
+            self.0.take()
+        }
+    }
+    let conversation = Conversation {
+        messages: vec![
+            Message::system("Be brief."),
+            Message::user("Hi"),
+            Message::assistant("Hello"),
+            Message::user("Bye"),
+        ],
+        thinking: Thinking::Off,
+        ..Conversation::default()
+    };
+    let odd = Recorded { reasoning: None, rest: Some([5, 6, 7].into()) };
+    for recorded in [None, Some(odd)] {
+        let replayed = conversation.render_with(&mut Once(recorded.clone()));
+        let tokens = replayed.prompt.tokens(tokenizer()).unwrap();
+        let control = tokenizer().control();
+        let ends: Vec<usize> = (0..tokens.ids.len())
+            .filter(|&at| [control.user, control.assistant].contains(&tokens.ids[at]))
+            .collect();
+        assert_eq!(tokens.landmarks, ends);
+        let ids = match recorded {
+            Some(_) => vec![5, 6, 7],
+            None => tokenizer().encode("Hello"),
+        };
+        let reply = ends[1] + 2..ends[2] - 1;
+        assert_eq!(tokens.ids[reply], ids);
+        assert_eq!(tokens.ids[ends[2] - 1], control.eos);
     }
 }

@@ -15,7 +15,7 @@ impl Server {
     fn start() -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_ds4-server"))
             .args(["--port", "0", "--kv-disk-dir"])
-            .arg(env!("CARGO_TARGET_TMPDIR"))
+            .arg(concat!(env!("CARGO_TARGET_TMPDIR"), "/readme-kv"))
             .env_remove("DS4_MODEL")
             .env_remove("DS4_API_KEY")
             .current_dir(env!("CARGO_TARGET_TMPDIR"))

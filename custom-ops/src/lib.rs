@@ -32,7 +32,7 @@ pub use indexer::{select_rows, NO_ROW};
 pub use kv::{
     append_rows, write_rings, BytesError, NotARow, NotPackable, Ring, RowFormat, Rows, PAGE_TOKENS,
 };
-pub use matmul::{grouped_matmul, matmul};
+pub use matmul::{grouped_matmul, matmul, matmuls};
 pub use matrix::Matrix;
 pub use ragged::{Ragged, Span};
 pub use rms_norm::rms_norm;

@@ -173,13 +173,16 @@ impl Ragged {
         }
     }
 
+    /// Tokens up to which a sequence may grow before what an op has launched for this batch is too small:
+    /// those of the longest sequence, or the reach of a [`Ragged::fixed`] batch.
+    pub fn horizon(&self) -> usize {
+        self.fixed.unwrap_or_else(|| self.spans.iter().map(Span::end).max().unwrap_or(0))
+    }
+
     /// The most compressed rows that any token of this batch can see, or that one of a
-    /// [`Ragged::fixed`] batch will: what a launch that is to be replayed must be large enough for.
+    /// [`Ragged::fixed`] batch will.
     pub fn max_visible(&self, ratio: usize) -> usize {
-        if let Some(reach) = self.fixed {
-            return reach / ratio;
-        }
-        self.spans.iter().map(|span| span.end() / ratio).max().unwrap_or(0)
+        self.horizon() / ratio
     }
 }
 

@@ -96,6 +96,8 @@ pub enum Command {
         #[arg(long)]
         write: bool,
     },
+    /// See, check or clear the prompts that are known on disk
+    Cache(super::cache::CacheArgs),
     /// List what is in a GGUF file
     Inspect {
         /// The file
@@ -401,6 +403,10 @@ pub struct TalkArgs {
     /// Thinking and timings on standard error, in a pipe too
     #[arg(short, long, hide_short_help = true)]
     pub verbose: bool,
+
+    /// Folder where /save keeps what the model remembers [default: as `ds4 cache`]
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
+    pub kv_disk_dir: Option<PathBuf>,
 
     /// Threads that compute [default: one per core]
     #[arg(short, long, value_name = "N", hide_short_help = true)]

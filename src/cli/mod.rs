@@ -6,6 +6,7 @@
 mod args;
 pub mod bench;
 mod block;
+mod cache;
 mod chat;
 mod command;
 pub mod connect;
@@ -113,6 +114,11 @@ fn perform(work: Work) -> Result<(), Failure> {
             imatrix::run(&model, &file, &output, window, terminal, &mut io::stdout().lock())
                 .map_err(input)
         }
+        Work::Cache(what) => match cache::run(&what, &mut io::stdout().lock()) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Failure::Run("the KV store is damaged".to_owned())),
+            Err(error) => Err(input(error)),
+        },
         Work::Synth(what) => synth::run(
             &what.recipe,
             what.output.as_deref(),

@@ -7,11 +7,13 @@ use candle_core::Device;
 
 use super::args::{Args, BenchArgs, Command, QuantizeArgs, SynthArgs, TalkArgs};
 use super::bench::{Bench, Prompt};
+use super::cache::CacheArgs;
 use super::connect::Connect;
 use super::failure::Failure;
 use super::model_path::ModelPath;
 use super::place::Place;
 use super::terminal::{tell, Terminal};
+use crate::cache::store::default_folder;
 use crate::prompt::{Thinking, Tool};
 use crate::sample::Sampling;
 
@@ -90,6 +92,8 @@ pub enum Work {
         /// Tokens read without forgetting.
         ctx: Option<usize>,
     },
+    /// Look after the KV store.
+    Cache(CacheArgs),
     /// Make up a model.
     Synth(SynthArgs),
     /// Measure speed.
@@ -127,6 +131,8 @@ pub struct Options {
     pub sampling: Sampling,
     /// What the model may call.
     pub tools: Vec<Tool>,
+    /// Folder of the store for what the model remembers of saved conversations.
+    pub store: Option<PathBuf>,
     /// Answer as JSON.
     pub json: bool,
     /// Thinking and timings on standard error in any case.
@@ -159,6 +165,7 @@ impl Work {
                 Command::Imatrix { model, file, output, ctx } => {
                     Ok(Self::Imatrix { model, file, output, ctx })
                 }
+                Command::Cache(what) => Ok(Self::Cache(what)),
                 Command::Synth(what) => Ok(Self::Synth(what)),
                 Command::Bench(args) => {
                     let bench = Box::new(Bench::resolve(&args)?);
@@ -239,6 +246,7 @@ impl Options {
             },
             sampling,
             tools: talk.tools.as_deref().map(tools).transpose()?.unwrap_or_default(),
+            store: talk.kv_disk_dir.clone().or_else(default_folder),
             json: talk.json,
             verbose: talk.verbose,
             terminal: Terminal::detect(talk.plain),

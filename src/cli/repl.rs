@@ -194,10 +194,17 @@ impl Chat<'_> {
         Ok(())
     }
 
-    fn save(&self, path: &Path) -> Result<(), Failure> {
+    fn save(&mut self, path: &Path) -> Result<(), Failure> {
         let Session { system, thinking, messages, .. } = &self.session;
         Transcript::new(system.as_deref(), *thinking, messages).save(path)?;
         note(&format!("saved {} messages in {}", messages.len(), path.display()));
+        match self.session.save_state() {
+            Ok(0) => {}
+            Ok(tokens) => note(&self.options.terminal.dim(&format!(
+                "(what the model remembers of {tokens} tokens is kept too; see: ds4 cache ls)"
+            ))),
+            Err(error) => note(&format!("it will have to be read again when loaded: {error:#}")),
+        }
         Ok(())
     }
 
@@ -212,6 +219,13 @@ impl Chat<'_> {
         note(&format!("loaded {count} messages; {manner}"));
         for message in &self.session.messages {
             note(&self.options.terminal.dim(&summary(message)));
+        }
+        match self.session.load_state() {
+            Ok((0, _)) => {}
+            Ok((known, all)) => note(&self.options.terminal.dim(&format!(
+                "({known} of {all} tokens are known from before and need not be read again)"
+            ))),
+            Err(error) => note(&format!("it will have to be read again: {error:#}")),
         }
         Ok(())
     }

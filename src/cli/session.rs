@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 
 use super::failure::Failure;
 use super::interrupt::Answering;
@@ -12,8 +13,11 @@ use super::terminal::{program, tell};
 use super::view::View;
 use candle_core::Device;
 
+use crate::cache::store::{Store, DEFAULT_BUDGET};
 use crate::demo::demo_model;
-use crate::engine::{Engine, EngineError, Finish, Outcome, Progress, Request, Sequence};
+use crate::engine::{
+    open_store, Engine, EngineError, Finish, Outcome, Progress, Request, Sequence,
+};
 use crate::gguf::Gguf;
 use crate::hub;
 use crate::model::Model;
@@ -72,8 +76,11 @@ pub struct Reply {
 
 /// A model and a conversation.
 pub struct Session {
+    gguf: Gguf,
     engine: Engine,
     sequence: Sequence,
+    /// Folder of the store that remembers what the model knows of saved conversations.
+    store: Option<PathBuf>,
     /// What messages call the model.
     pub model: String,
     /// The system prompt, if there is one.
@@ -152,12 +159,17 @@ impl Session {
     /// No such file, not a model that can be run, or no memory for it.
     pub fn open(options: &Options) -> Result<Self, Failure> {
         let name = options.model.name();
-        let engine = open_engine(&options.model, &options.device)?.with_context(options.context);
+        let gguf = open(&options.model)?;
+        let engine = Engine::from_gguf(&gguf, &name, &options.device)
+            .map_err(|error| Failure::load(&name, &error))?
+            .with_context(options.context);
         let sequence = engine.new_sequence()?;
         Ok(Self {
             thinking: affordable(options.thinking, engine.context()),
+            gguf,
             engine,
             sequence,
+            store: options.store.clone(),
             model: name,
             system: options.system.clone(),
             messages: Vec::new(),
@@ -190,10 +202,7 @@ impl Session {
     /// # Errors
     /// The prompt is too long, the model fails, or the view does; the conversation is as before.
     pub fn answer(&mut self, view: &mut View) -> Result<Reply, Failure> {
-        let conversation =
-            conversation(self.system.as_deref(), &self.messages, &self.tools, self.thinking);
-        let prompt =
-            conversation.render().ids(self.engine.tokenizer()).map_err(EngineError::Prompt)?;
+        let prompt = self.prompt()?;
         let request =
             Request { prompt, sampling: self.sampling.clone(), max_tokens: self.max_tokens };
         // The next answer, or the next attempt at this one, should be another.
@@ -246,6 +255,43 @@ impl Session {
             self.messages.push(message.clone());
         }
         Ok(Reply { message, outcome, end })
+    }
+
+    /// The ids of the conversation so far.
+    fn prompt(&self) -> Result<Vec<u32>, EngineError> {
+        let conversation =
+            conversation(self.system.as_deref(), &self.messages, &self.tools, self.thinking);
+        conversation.render().ids(self.engine.tokenizer()).map_err(EngineError::Prompt)
+    }
+
+    /// Keeps what the model remembers of the conversation in the store, so that it need not be
+    /// computed again; returns how many tokens that is.
+    ///
+    /// # Errors
+    /// Why it could not be kept; the conversation itself has nothing to do with it.
+    pub fn save_state(&mut self) -> anyhow::Result<usize> {
+        let (store, prompt) = (self.open_store()?, self.prompt()?);
+        self.sequence.save(&self.engine, &store, &prompt).map_err(anyhow::Error::from_boxed)
+    }
+
+    /// Takes what the store has of the conversation; returns how many of its tokens are known now,
+    /// and how many it has.
+    ///
+    /// # Errors
+    /// Why nothing could be had; the conversation will be computed again.
+    pub fn load_state(&mut self) -> anyhow::Result<(usize, usize)> {
+        let (store, prompt) = (self.open_store()?, self.prompt()?);
+        let known = self.sequence.load(&self.engine, &store, &prompt);
+        Ok((known.map_err(anyhow::Error::from_boxed)?, prompt.len()))
+    }
+
+    fn open_store(&self) -> anyhow::Result<Store> {
+        let folder = self.store.as_deref().ok_or_else(|| {
+            anyhow::anyhow!(
+                "there is no folder for caches (HOME is not set): use --kv-disk-dir DIR"
+            )
+        })?;
+        Ok(open_store(&self.gguf, &self.engine, folder, DEFAULT_BUDGET)?)
     }
 
     /// Takes back an answer, if the conversation ends with one.

@@ -360,4 +360,4 @@ impl Raw<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

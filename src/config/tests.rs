@@ -2,7 +2,7 @@ use super::*;
 use crate::gguf::{Array, Value};
 
 /// The metadata of the full model, as its converter writes it.
-fn flash() -> Metadata {
+pub(crate) fn flash() -> Metadata {
     let mut metadata = Metadata::new();
     let mut put = |key: &str, value: Value| {
         let key = match key.strip_prefix("general.") {

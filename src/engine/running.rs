@@ -11,10 +11,16 @@ use super::prefixes::{common, Found};
 use super::reply::Reply;
 use super::share::Wish;
 use super::{Engine, EngineError};
+use crate::cache::store::PAGE_TOKENS;
 use crate::cache::{Cache, Snapshot, REWIND_TOKENS};
 
 /// Points of a prompt that are closer to each other than this are not worth two states.
 const LEAST_GAP: usize = 32;
+/// Tokens at the end of a prompt that may be other ones next time: reminders of clients have some
+/// dozens.
+const LAST_WORDS: usize = 96;
+/// A message before them that is worth a state of its own.
+const LONG_MESSAGE: usize = 512;
 /// Tokens between two states of a long sequence, at least, …
 const FRONTIER_TOKENS: usize = 4096;
 /// … and at least this share of its length: so a million tokens have some dozens.
@@ -40,6 +46,8 @@ pub(super) struct Running {
     looked: usize,
     /// Tokens that are on disk, or will be.
     pub saved: usize,
+    /// Its reader had to catch up when it was last asked what it could take.
+    pub paused: bool,
     cached: usize,
     started: Instant,
     answering: Option<Instant>,
@@ -57,23 +65,12 @@ pub(super) struct Start {
 }
 
 impl Running {
-    /// Goes on from what was found.
-    pub fn start(
-        engine: &Engine,
-        start: Start,
-        found: Found,
-    ) -> Result<Self, (Reply, EngineError)> {
+    /// Goes on from what was found, of which `cache` is.
+    pub fn start(start: Start, found: Found, cache: Cache) -> Self {
         let Start { id, namespace, prompt: tokens, landmarks, max_tokens, chooser, reply } = start;
         let Found { frontier: base, saved, shared } = found;
-        let mut cache = match engine.model.new_cache() {
-            Ok(cache) => cache,
-            Err(error) => return Err((reply, error.into())),
-        };
-        if let Err(error) = rewind(&mut cache, base.as_ref()) {
-            return Err((reply, error));
-        }
         let cached = cache.len();
-        Ok(Self {
+        Self {
             id,
             namespace,
             stops: stops(cached, shared, tokens.len(), landmarks),
@@ -86,10 +83,11 @@ impl Running {
             base,
             looked: cached,
             saved,
+            paused: false,
             cached,
             started: Instant::now(),
             answering: None,
-        })
+        }
     }
 
     pub fn generated(&self) -> usize {
@@ -107,7 +105,8 @@ impl Running {
 
     /// What it could take of a forward pass; nothing while its reader has to catch up.
     pub fn wish(&mut self) -> Wish {
-        if self.reply.is_behind() {
+        self.paused = self.reply.is_behind();
+        if self.paused {
             return Wish { remaining: 0, until_stop: 0 };
         }
         let at = self.cache.len();
@@ -187,6 +186,13 @@ impl Running {
     }
 }
 
+/// The cache that a job begins with.
+pub(super) fn first_cache(engine: &Engine, found: &Found) -> Result<Cache, EngineError> {
+    let mut cache = engine.model.new_cache()?;
+    rewind(&mut cache, found.frontier.as_ref())?;
+    Ok(cache)
+}
+
 /// Makes an empty cache that of a kept state, or of its first tokens.
 fn rewind(cache: &mut Cache, base: Option<&(Arc<Snapshot>, usize)>) -> Result<(), EngineError> {
     if let Some((state, len)) = base {
@@ -197,10 +203,17 @@ fn rewind(cache: &mut Cache, base: Option<&(Arc<Snapshot>, usize)>) -> Result<()
 }
 
 /// Where the state of a prompt is to be kept, the first one last: at its landmarks, where it parts
-/// from what other prompts had, and at its end.
+/// from what other prompts had, near the end of a long message, and at its end.
 fn stops(cached: usize, shared: usize, prompt: usize, mut landmarks: Vec<usize>) -> Vec<usize> {
     landmarks.push(shared);
     landmarks.sort_unstable();
+    // Clients put words at a prompt's end that the next one leaves out, after a message that stays.
+    let before_words = prompt.saturating_sub(LAST_WORDS) / PAGE_TOKENS * PAGE_TOKENS;
+    let earlier = landmarks.iter().rev().find(|&&landmark| landmark < before_words);
+    if before_words >= earlier.copied().unwrap_or(0).max(cached) + LONG_MESSAGE {
+        landmarks.push(before_words);
+        landmarks.sort_unstable();
+    }
     let mut stops = Vec::new();
     let mut last = cached;
     for landmark in landmarks {
@@ -225,5 +238,10 @@ mod tests {
         assert_eq!(stops(80, 100, 200, vec![40, 192, 199, 900, 0]), [200]);
         assert_eq!(stops(80, 100, 200, vec![191]), [200, 191]);
         assert_eq!(stops(80, 150, 200, vec![]), [200, 150]);
+        assert_eq!(stops(0, 0, 608, vec![]), [608, 512]);
+        assert_eq!(stops(0, 0, 607, vec![]), [607]);
+        assert_eq!(stops(1, 0, 608, vec![]), [608]);
+        assert_eq!(stops(0, 0, 5000, vec![2000, 4900]), [5000, 4900, 4864, 2000]);
+        assert_eq!(stops(0, 0, 5000, vec![2000, 4500]), [5000, 4500, 2000]);
     }
 }

@@ -76,6 +76,11 @@ impl Scheduler {
         self
     }
 
+    /// What is kept of earlier prompts and answers.
+    pub fn prefixes_mut(&mut self) -> &mut Prefixes {
+        &mut self.prefixes
+    }
+
     /// Gives the store back.
     pub fn take_disk(&mut self) -> Option<Disk> {
         self.disk.take()
@@ -191,10 +196,9 @@ impl Scheduler {
     }
 
     /// What is going on, and what was done.
-    pub fn stats(&mut self) -> Stats {
-        let paused = self.running.iter_mut().map(|running| running.reply.is_behind());
+    pub fn stats(&self) -> Stats {
         Stats {
-            paused: paused.filter(|behind| *behind).count(),
+            paused: self.running.iter().filter(|running| running.paused).count(),
             running: self.running.len(),
             waiting: self.waiting.len(),
             reserved_bytes: self.reserved(),

@@ -281,7 +281,11 @@ struct Work {
 
 impl Work {
     fn run(self, disk: Option<Disk>) {
+        // With this thread one of the workers, no step begins or ends with a hand-over. Without
+        // such a pool it goes on as a guest of the usual one.
+        let workers = rayon::ThreadPoolBuilder::new().use_current_thread().build();
         let stats = self.serve(disk).unwrap_or_default();
+        drop(workers);
         let mut inbox = self.desk.lock();
         inbox.closed = true;
         inbox.stats = stats;

@@ -96,9 +96,10 @@ impl Attention {
         caches: &mut [&mut LayerCache],
     ) -> Result<Tensor> {
         let Step { batch, ws, .. } = step;
-        let latent = self.q_a_norm.forward(&self.q_a.forward(xs, ws)?, ws)?;
+        let [latent, kv] = Linear::forward_all([&self.q_a, &self.kv], xs, ws)?;
+        let latent = self.q_a_norm.forward(&latent, ws)?;
         let q = self.queries(&latent, step)?;
-        let kv = self.rows(xs, step)?;
+        let kv = self.rows(&kv, step)?;
 
         let chosen = match (&self.compressor, &self.indexer) {
             (Some(compressor), indexer) => {
@@ -150,9 +151,9 @@ impl Attention {
     }
 
     /// `[tokens, head_dim]`: key and value of each token at once.
-    fn rows(&self, xs: &Tensor, step: Step<'_>) -> Result<Tensor> {
+    fn rows(&self, kv: &Tensor, step: Step<'_>) -> Result<Tensor> {
         let Step { batch, ws, .. } = step;
-        let kv = self.kv_norm.forward(&self.kv.forward(xs, ws)?, ws)?;
+        let kv = self.kv_norm.forward(kv, ws)?;
         ops::rope(&kv, &self.rope, batch.positions(), Turn::Forward)?;
         self.rounding.apply(&kv)?;
         Ok(kv)

@@ -88,8 +88,7 @@ impl Compressor {
         caches: Vec<&mut CompressorCache>,
     ) -> Result<()> {
         let Step { batch, ws, .. } = step;
-        let values = self.values.forward(xs, ws)?;
-        let gates = self.gates.forward(xs, ws)?;
+        let [values, gates] = Linear::forward_all([&self.values, &self.gates], xs, ws)?;
         let states: Vec<&PoolState> = caches.iter().map(|cache| &cache.state).collect();
         let rows = ops::pool(&values, &gates, &self.bias, &states, batch, self.pooling, ws)?;
         let rows = self.norm.forward(&rows, ws)?;

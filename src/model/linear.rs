@@ -23,6 +23,21 @@ impl Linear {
         ops::matmul(xs, &self.weight, ws)
     }
 
+    /// Several layers on the same `xs`, which a GPU reads together.
+    ///
+    /// # Errors
+    /// If the width of `xs` is not `in` of each.
+    pub fn forward_all<const N: usize>(
+        layers: [&Self; N],
+        xs: &Tensor,
+        ws: &Workspace,
+    ) -> Result<[Tensor; N]> {
+        let outs = ops::matmuls(xs, &layers.map(|layer| &layer.weight), ws)?;
+        outs.try_into().map_err(|outs: Vec<Tensor>| {
+            candle_core::Error::Msg(format!("{} products of {N} layers", outs.len()))
+        })
+    }
+
     /// The same for a block-diagonal weight kept as `[groups · out, in]`: slice `g` of `xs`
     /// `[tokens, groups · in]` goes through rows `g · out ..` → `[tokens, groups · out]`.
     ///

@@ -8,12 +8,13 @@ pub struct Fingerprint(pub [u8; 32]);
 
 /// Hashes a prompt as it grows, each byte once.
 ///
-/// Text and structure go into separate hashes, so that the result depends on what was rendered
-/// and not on where it was looked at in between.
+/// Text, control tokens and recorded ids go into hashes of their own, so that the result depends
+/// on what was rendered and not on where it was looked at in between.
 #[derive(Default)]
 pub(super) struct Fingerprinter {
     text: blake3::Hasher,
-    structure: blake3::Hasher,
+    control: blake3::Hasher,
+    recorded: blake3::Hasher,
     seen: (usize, usize, usize),
 }
 
@@ -23,29 +24,28 @@ impl Fingerprinter {
         let (text, control, recorded) = self.seen;
         self.text.update(&prompt.text().as_bytes()[text..]);
         for range in &prompt.control()[control..] {
-            self.number(0);
-            self.number(range.start);
-            self.number(range.end);
+            number(&mut self.control, range.start);
+            number(&mut self.control, range.end);
         }
         for span in &prompt.recorded()[recorded..] {
-            self.number(1);
-            self.number(span.at);
-            self.number(span.control);
-            self.number(span.ids.len());
+            number(&mut self.recorded, span.at);
+            number(&mut self.recorded, span.control);
+            number(&mut self.recorded, span.ids.len());
             for id in span.ids.iter() {
-                self.structure.update(&id.to_le_bytes());
+                self.recorded.update(&id.to_le_bytes());
             }
         }
         self.seen = (prompt.text().len(), prompt.control().len(), prompt.recorded().len());
-        let mut both = blake3::Hasher::new();
-        both.update(self.text.finalize().as_bytes());
-        both.update(self.structure.finalize().as_bytes());
-        Fingerprint(*both.finalize().as_bytes())
+        let mut all = blake3::Hasher::new();
+        for part in [&self.text, &self.control, &self.recorded] {
+            all.update(part.finalize().as_bytes());
+        }
+        Fingerprint(*all.finalize().as_bytes())
     }
+}
 
-    fn number(&mut self, number: usize) {
-        self.structure.update(&(number as u64).to_le_bytes());
-    }
+fn number(hash: &mut blake3::Hasher, number: usize) {
+    hash.update(&(number as u64).to_le_bytes());
 }
 
 #[cfg(test)]

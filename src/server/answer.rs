@@ -199,7 +199,7 @@ impl Answer {
             Update::Prefill { cached, done, total } => {
                 (self.usage.prompt, self.usage.cached) = (total, cached);
                 if !self.begun {
-                    events.push(Event::Prefill { done, total });
+                    events.push(Event::Prefill { cached, done, total });
                 }
                 if done >= total {
                     self.begin(events);

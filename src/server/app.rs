@@ -21,7 +21,7 @@ use super::access::{Access, Keys};
 use super::body::UNIT;
 use super::metrics::Metrics;
 use super::trace::Tracer;
-use super::{chat, completions, health, messages, models, page, responses, tokenize};
+use super::{chat, completions, health, messages, models, page, reference, responses, tokenize};
 use super::{ApiError, Dialect, Kind, Replay};
 use crate::engine::{Namespace, Service};
 use crate::guide::Guides;
@@ -206,6 +206,18 @@ impl App {
         &self.0.service
     }
 
+    /// All paths that there are after `/v1`, too.
+    pub(super) fn routes(route: &mut Route<'_>) {
+        chat::routes(route);
+        completions::routes(route);
+        messages::routes(route);
+        responses::routes(route);
+        models::routes(route);
+        tokenize::routes(route);
+        health::routes(route);
+        reference::routes(route);
+    }
+
     /// All paths, with the guard before them.
     pub fn router(&self) -> Router {
         let mut router = Router::new();
@@ -215,13 +227,7 @@ impl App {
             let bare = std::mem::take(&mut router);
             router = bare.route(path, handler.clone()).route(&format!("/v1{path}"), handler);
         };
-        chat::routes(&mut route);
-        completions::routes(&mut route);
-        messages::routes(&mut route);
-        responses::routes(&mut route);
-        models::routes(&mut route);
-        tokenize::routes(&mut route);
-        health::routes(&mut route);
+        Self::routes(&mut route);
         router
             .route("/", get(chat_page))
             .fallback(no_such_path)

@@ -7,6 +7,8 @@ use crate::engine::TokenLogprob;
 pub enum Event {
     /// The prompt is being read; `done` of `total` tokens are known.
     Prefill {
+        /// Known from earlier.
+        cached: usize,
         /// Known so far.
         done: usize,
         /// In the prompt.

@@ -27,6 +27,7 @@ mod models;
 pub mod page;
 #[cfg(test)]
 mod played;
+mod reference;
 mod replay;
 mod request;
 mod responses;
@@ -41,7 +42,7 @@ pub use access::{Access, Keys};
 pub use answer::{Answer, AnswerError, Content, Keep, Reading, Sampled};
 pub use app::{App, Caller, Settings, Stopper};
 pub use asking::Answers;
-pub use chat::encode::{Chunks as ChatChunks, Head as ChatHead};
+pub use chat::encode::{whole as chat_completion, Chunks as ChatChunks, Head as ChatHead};
 pub use error::{ApiError, Dialect, Kind};
 pub use event::{End, Event, Finish, Usage};
 pub use listen::serve;

@@ -44,6 +44,7 @@ impl App {
             "owned_by": "candle-ds4",
             "type": "model",
             "display_name": display_name(name),
+            "lifecycle": "active",
             "created_at": date(self.0.created),
             "context_length": context,
             "max_model_len": context,

@@ -34,8 +34,10 @@ fn an_error_at_any_call_of_a_save_loses_nothing_else() {
                 io.set(Fault { at: Some(at), errno, for_ever, ..Fault::default() });
                 let what = format!("error {errno} at {at}, for ever: {for_ever}");
                 match save(&store, &all) {
-                    Err(SaveError::Io(error)) => {
-                        assert_eq!(error.raw_os_error(), Some(errno), "{what}");
+                    Err(error @ SaveError::Io(_)) => {
+                        let told = error.to_string();
+                        assert!(told.contains(&format!("(os error {errno}); ")), "{what}: {told}");
+                        assert_eq!(told.contains("--kv-disk-dir"), errno != EIO, "{told}");
                     }
                     other => panic!("{what}: {other:?}"),
                 }

@@ -25,10 +25,13 @@ fn files_are_for_their_user_alone() {
     for name in names(&path) {
         assert_eq!(mode(&path.join(name)), 0o600);
     }
-    // Closed again if it was opened.
+    // Closed again if it was opened; the server keeps a key there too.
+    fs::write(path.join("replay.key"), "secret").unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     assert_eq!(known(&open(&path), &all), 300);
     assert_eq!(mode(&path), 0o700);
+    store.clear().unwrap();
+    assert_eq!(names(&path), ["replay.key"]);
 }
 
 #[test]
@@ -113,4 +116,69 @@ fn a_link_to_a_folder_may_be_the_folder() {
     let all = ids(83, 200);
     save(&open(&link), &all).unwrap();
     assert_eq!(known(&open(&real), &all), 200);
+}
+
+/// Somebody swaps names for links while files are written, read, moved and removed.
+fn race(rounds: u64) {
+    let (folder, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = target.path().join("file");
+    fs::write(&file, "precious").unwrap();
+    let all: Vec<Vec<u32>> = (84..88).map(|seed| ids(seed, 300)).collect();
+    let store = open(folder.path());
+    for all in &all {
+        save(&store, all).unwrap();
+    }
+    known(&store, &all[0]);
+    let mut planted = names(folder.path());
+    let stems: Vec<String> = planted
+        .iter()
+        .filter_map(|name| Some(format!("{}.tmp", name.split_once('.')?.0)))
+        .collect();
+    planted.extend(stems);
+    planted.push("quarantine".to_owned());
+
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut numbers = Numbers::new(89);
+            let aside = target.path().join("link");
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let name = &planted[numbers.below(planted.len() as u64) as usize];
+                let to = if numbers.below(2) == 0 { &file } else { target.path() };
+                symlink(to, &aside).unwrap();
+                // Refused where a folder is in the way.
+                if fs::rename(&aside, folder.path().join(name)).is_err() {
+                    fs::remove_file(&aside).unwrap();
+                }
+                std::thread::yield_now();
+            }
+        });
+        let mut found = 0;
+        for round in 0..rounds {
+            let all = &all[(round % 4) as usize];
+            let _ = save(&store, all);
+            found += u64::from(known(&store, all) == 300);
+            match round % 50 {
+                0 => drop(store.gc()),
+                25 => drop(store.clear()),
+                _ => {}
+            }
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(found > 0);
+    });
+    assert_eq!(fs::read(&file).unwrap(), b"precious");
+    let left = names(target.path());
+    assert!(left.iter().all(|name| matches!(name.as_str(), "file" | "link")), "{left:?}");
+}
+
+#[test]
+fn names_that_become_links_at_any_moment_lead_nowhere() {
+    race(300);
+}
+
+#[test]
+#[ignore = "a hundred thousand rounds: minutes"]
+fn names_that_become_links_at_any_moment_lead_nowhere_for_long() {
+    race(100_000);
 }

@@ -99,7 +99,7 @@ pub fn save_as(store: &Store, namespace: [u8; 16], ids: &[u32]) -> Result<Saved,
     let save =
         Save { namespace, ids, state: &state, logits, attachment: b"attached", label: &label };
     store.save(&save, &mut |page, out| {
-        rows(ids, page, out);
+        fill(&ids[..(page + 1) * store.page_tokens()], 0, out);
         Ok(())
     })
 }
@@ -174,6 +174,8 @@ pub struct Fault {
     pub free: Option<u64>,
     /// Seconds that the clock is ahead.
     pub later: u64,
+    /// The time, whatever the system's clock says; seconds since 1970.
+    pub clock: Option<u64>,
     /// Whether nothing waits for the disk.
     pub fast: bool,
 }
@@ -277,7 +279,9 @@ impl Faulty {
 
 impl Io for Faulty {
     fn now(&self) -> Duration {
-        System.now() + Duration::from_secs(self.fault.lock().unwrap().later)
+        let fault = *self.fault.lock().unwrap();
+        let now = fault.clock.map_or_else(|| System.now(), Duration::from_secs);
+        now + Duration::from_secs(fault.later)
     }
 
     fn list(&self, dir: &File) -> io::Result<Vec<String>> {

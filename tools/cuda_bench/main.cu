@@ -16,6 +16,7 @@
 #include "experts.h"
 #include "indexer.h"
 #include "matmul.h"
+#include "timings.h"
 
 int main(int argc, char** argv) {
     const std::string mode = argc > 1 ? argv[1] : "all";
@@ -40,5 +41,13 @@ int main(int argc, char** argv) {
         printf("%d checks, %d failures\n", g_checks, g_failures);
         if (g_failures) return 1;
     }
+#ifndef CUDA_EMULATOR
+    if (mode != "check") {
+        if (wanted("matmul")) time_matmul();
+        if (wanted("experts")) time_experts();
+        if (wanted("attention")) time_attention();
+        if (wanted("indexer")) time_indexer();
+    }
+#endif
     return 0;
 }

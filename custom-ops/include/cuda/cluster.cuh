@@ -27,10 +27,12 @@ DEVICE uint32_t cluster_rank() {
 // Every thread of every block of the cluster; what was written to shared memory before is seen after.
 DEVICE void cluster_sync() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
-#else
-    __syncthreads();
+    if (cluster_size() != 1) {
+        asm volatile("barrier.cluster.arrive;\n\tbarrier.cluster.wait;" ::: "memory");
+        return;
+    }
 #endif
+    __syncthreads();
 }
 
 // The same place in the shared memory of block `rank`.

@@ -258,7 +258,7 @@ template <> struct Rows16<WEIGHT_Q4_K> : TwoRows {
 #define GEMM_TOKEN_BYTES 128u
 
 // `acc[m][n]` += (16 rows of weights m) x (8 tokens n), over all columns. `x_of(n)` is the address of
-// the columns of token n of the block, or null for zeros. `stages` is GEMM_STAGES · 8 NT · 128 bytes.
+// the columns of token n of the block, or null for zeros; token 0 is there. `stages` is GEMM_STAGES · 8 NT · 128 bytes.
 // All warps of the block must come; the block has met at its end.
 template <uint32_t FORMAT, uint32_t MT, uint32_t NT, uint32_t WARPS, class X>
 DEVICE void multiply_tiles(const Rows16<FORMAT> (&rows)[MT], uint32_t cols, X x_of, unsigned char* stages,
@@ -268,14 +268,17 @@ DEVICE void multiply_tiles(const Rows16<FORMAT> (&rows)[MT], uint32_t cols, X x_
     const uint32_t lane = lane_id(), g = lane / 4u, t = lane % 4u;
     const uint32_t chunks = cols / 64u;
 
-    // Sixteen bytes of a token's 128; odd tokens swap halves, so that eight lanes read all banks.
+    // Sixteen bytes of a token's 128; odd tokens swap halves, so that eight lanes read all banks. A token
+    // that is not there is not read; an address that is stands in for its own.
     const uint16_t* from[MINE];
+    bool there[MINE];
     uint32_t to[MINE];
 #pragma unroll
     for (uint32_t i = 0; i < MINE; i++) {
         const uint32_t piece = threadIdx.x + i * WARPS * 32u, n = piece / 8u, part = piece % 8u;
         const uint16_t* x = piece < PIECES ? x_of(n) : nullptr;
-        from[i] = x == nullptr ? nullptr : x + part * 8u;
+        there[i] = x != nullptr;
+        from[i] = (there[i] ? x : x_of(0)) + part * 8u;
         to[i] = n * GEMM_TOKEN_BYTES + (part ^ (n % 2u * 4u)) * 16u;
     }
     const auto copy = [&](uint32_t chunk) {
@@ -284,7 +287,7 @@ DEVICE void multiply_tiles(const Rows16<FORMAT> (&rows)[MT], uint32_t cols, X x_
 #pragma unroll
             for (uint32_t i = 0; i < MINE; i++) {
                 if (threadIdx.x + i * WARPS * 32u < PIECES) {
-                    copy16_async_or_zero(stage + to[i], from[i] + chunk * 64u, from[i] != nullptr);
+                    copy16_async_or_zero(stage + to[i], from[i] + chunk * 64u, there[i]);
                 }
             }
         }

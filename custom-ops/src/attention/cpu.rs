@@ -49,8 +49,25 @@ pub(super) struct Sequence<'a> {
     pub dim: usize,
 }
 
+/// All sequences of a batch, each with its queries and its output; several cores share them if
+/// there are several.
+pub(super) fn attend_all(sequences: Vec<(Sequence<'_>, &[f32], &mut [f32])>) -> Result<()> {
+    let work: usize = sequences.iter().map(|(sequence, ..)| sequence.work(sequence.span.len)).sum();
+    if sequences.len() > 1 && work >= PARALLEL_WORK {
+        let mut sequences = sequences;
+        sequences.par_iter_mut().try_for_each(|(sequence, q, out)| sequence.attend(q, out))
+    } else {
+        sequences.into_iter().try_for_each(|(sequence, q, out)| sequence.attend(q, out))
+    }
+}
+
 impl Sequence<'_> {
-    pub(super) fn attend(&self, q: &[f32], out: &mut [f32]) -> Result<()> {
+    /// Multiply-adds of some of its tokens, but for those with compressed rows.
+    fn work(&self, tokens: usize) -> usize {
+        2 * self.heads * self.dim * tokens * self.window.min(self.span.end())
+    }
+
+    fn attend(&self, q: &[f32], out: &mut [f32]) -> Result<()> {
         let Self { heads, dim, span, .. } = *self;
         if span.len == 0 || heads * dim == 0 {
             return Ok(());
@@ -76,8 +93,7 @@ impl Sequence<'_> {
             };
             // A task's heads must not reach into the next token.
             let tasks = out.chunks_mut(heads * dim).flat_map(|token| token.chunks_mut(group * dim));
-            let work = 2 * heads * dim * tokens * self.window.min(span.end());
-            if work < PARALLEL_WORK {
+            if self.work(tokens) < PARALLEL_WORK {
                 tasks.enumerate().for_each(one);
             } else {
                 let tasks: Vec<_> = tasks.enumerate().collect();

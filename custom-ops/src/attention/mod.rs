@@ -1,14 +1,20 @@
 //! Attention over a sliding window and compressed rows, with a sink per head.
 
 mod cpu;
+#[cfg(cuda_kernels)]
+mod cuda;
 #[cfg(any(feature = "metal", feature = "metal-emulator"))]
 mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
+#[cfg(feature = "cuda-emulator")]
+use crate::device::cuda::emulating;
+#[cfg(cuda_kernels)]
+use crate::device::cuda::Target;
 use crate::device::{host, host_mut, timed, Workspace};
 use crate::kv::{Ring, Rows};
-use crate::ragged::Ragged;
+use crate::ragged::{Ragged, Span};
 
 /// Which compressed rows a token attends to, of those its sequence has.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +49,9 @@ pub struct Compressed<'a> {
 /// Errors: shapes that do not fit; a chosen row that its sequence does not have.
 /// Source: DeepSeek V4; sinks as in "Efficient Streaming Language Models with Attention Sinks"
 /// (Xiao et al., 2023), learned per head.
+///
+/// On NVIDIA GPUs rows have 512 values and are multiplied as halves, which rows that were rounded to FP8
+/// fit exactly; a choice that points past the rows is not looked for there.
 #[allow(clippy::too_many_arguments)]
 pub fn sink_attention(
     q: &Tensor,
@@ -145,6 +154,10 @@ impl InplaceOp1 for Attend<'_> {
 
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
         crate::device::metal_emulated!(self, out, layout);
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            return cuda::attend(self, Target::emulated(out, layout));
+        }
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let (_, heads, dim) = self.q.dims3()?;
         let q = host::<f32>(self.name(), self.q)?;
@@ -154,36 +167,57 @@ impl InplaceOp1 for Attend<'_> {
             Some(Selection::Chosen(ids)) => Some((host::<u32>(self.name(), ids)?, ids.dims2()?.1)),
             _ => None,
         };
-        for (index, (span, ring)) in self.batch.spans().iter().zip(self.windows).enumerate() {
-            let past = host::<f32>(self.name(), ring.data())?;
-            let rows = match &self.compressed {
-                Some(c) => Some((crate::kv::HostRows::new(self.name(), c.rows[index])?, c)),
-                None => None,
-            };
-            let compressed = rows.as_ref().map(|(rows, c)| match (c.selection, &chosen) {
-                (Selection::Visible { ratio }, _) => (rows, cpu::Picks::Visible { ratio }),
-                (Selection::Chosen(_), Some((ids, k))) => {
-                    let of_span = span.row * k..(span.row + span.len) * k;
-                    (rows, cpu::Picks::Chosen { ids: &ids[of_span], k: *k })
-                }
-                (Selection::Chosen(_), None) => (rows, cpu::Picks::Chosen { ids: &[], k: 0 }),
-            });
+        let spans = self.batch.spans();
+        let past: Vec<_> = self
+            .windows
+            .iter()
+            .map(|ring| host::<f32>(self.name(), ring.data()))
+            .collect::<Result<_>>()?;
+        let rows: Vec<_> = match &self.compressed {
+            Some(compressed) => compressed
+                .rows
+                .iter()
+                .map(|rows| crate::kv::HostRows::new(self.name(), rows).map(Some))
+                .collect::<Result<_>>()?,
+            None => spans.iter().map(|_| None).collect(),
+        };
+        let picks = |span: &Span| match (self.compressed.map(|c| c.selection), &chosen) {
+            (Some(Selection::Visible { ratio }), _) => cpu::Picks::Visible { ratio },
+            (_, Some((ids, k))) => {
+                let ids = &ids[span.row * k..(span.row + span.len) * k];
+                cpu::Picks::Chosen { ids, k: *k }
+            }
+            (_, None) => cpu::Picks::Chosen { ids: &[], k: 0 },
+        };
+        let mut rest = out;
+        let mut sequences = Vec::with_capacity(spans.len());
+        for ((span, ring), (past, rows)) in
+            spans.iter().zip(self.windows).zip(past.iter().zip(&rows))
+        {
             let sequence = cpu::Sequence {
                 span: *span,
                 kv: &kv[span.row * dim..(span.row + span.len) * dim],
-                past: &past,
+                past,
                 slots: ring.slots(),
                 window: self.window,
-                compressed,
+                compressed: rows.as_ref().map(|rows| (rows, picks(span))),
                 sinks: &sinks,
                 scale: self.scale,
                 heads,
                 dim,
             };
-            let of_span = span.row * heads * dim..(span.row + span.len) * heads * dim;
-            sequence.attend(&q[of_span.clone()], &mut out[of_span])?;
+            let q = &q[span.row * heads * dim..(span.row + span.len) * heads * dim];
+            // Spans are in order, without gaps.
+            let (out, after) = rest.split_at_mut(q.len());
+            rest = after;
+            sequences.push((sequence, q, out));
         }
-        Ok(())
+        cpu::attend_all(sequences)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, out: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::attend(self, Target::cuda(out, layout))
     }
 }
 

@@ -19,6 +19,8 @@ pub struct Workspace {
     device: Device,
     buffers: RefCell<Vec<Tensor>>,
     next: Cell<usize>,
+    #[cfg(cuda_kernels)]
+    scratch: RefCell<Option<Tensor>>,
     poison: bool,
 }
 
@@ -33,7 +35,14 @@ impl Workspace {
     pub fn new(device: &Device) -> Self {
         let poison = cfg!(any(test, debug_assertions));
         let (buffers, next) = (RefCell::new(Vec::new()), Cell::new(0));
-        Self { device: device.clone(), buffers, next, poison }
+        Self {
+            device: device.clone(),
+            buffers,
+            next,
+            #[cfg(cuda_kernels)]
+            scratch: RefCell::new(None),
+            poison,
+        }
     }
 
     /// The same, but tensors are filled with values that cannot pass for results before they are handed
@@ -72,7 +81,32 @@ impl Workspace {
     /// Bytes held, used or not.
     pub fn bytes(&self) -> usize {
         let bytes = |b: &Tensor| b.elem_count() * b.dtype().size_in_bytes();
-        self.buffers.borrow().iter().map(bytes).sum()
+        let all: usize = self.buffers.borrow().iter().map(bytes).sum();
+        #[cfg(cuda_kernels)]
+        let all = all + self.scratch.borrow().as_ref().map_or(0, bytes);
+        all
+    }
+
+    /// At least so many bytes for what an op keeps between its own launches; none for 0. The next op
+    /// that asks gets the same memory, so it must not outlive the op.
+    ///
+    /// # Errors
+    /// If the device has no memory left.
+    #[cfg(cuda_kernels)]
+    pub(crate) fn scratch(&self, bytes: usize) -> Result<Option<Tensor>> {
+        if bytes == 0 {
+            return Ok(None);
+        }
+        let mut scratch = self.scratch.borrow_mut();
+        match &*scratch {
+            Some(tensor) if tensor.elem_count() >= bytes => {}
+            // What was there goes first: two of them may not fit.
+            _ => {
+                *scratch = None;
+                *scratch = Some(Tensor::zeros(bytes, DType::U8, &self.device)?);
+            }
+        }
+        Ok(scratch.clone())
     }
 
     fn take(&self, shape: Shape, dtype: DType) -> Result<Tensor> {

@@ -1,12 +1,18 @@
 //! The mixture-of-experts feed-forward network in one op.
 
 mod cpu;
+#[cfg(cuda_kernels)]
+mod cuda;
 mod groups;
 #[cfg(any(feature = "metal", feature = "metal-emulator"))]
 mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
+#[cfg(feature = "cuda-emulator")]
+use crate::device::cuda::emulating;
+#[cfg(cuda_kernels)]
+use crate::device::cuda::{Gpu, Target};
 use crate::device::{host, host_mut, timed, Workspace};
 use crate::Matrix;
 
@@ -39,6 +45,10 @@ pub struct Mlp<'a> {
 /// On the CPU each product follows the order of [`crate::matmul`], and the additions of a token run
 /// over its slots in order with the shared expert last, so that a token's values do not depend on
 /// its batch. The bytes of each chosen expert are read once a call.
+///
+/// On NVIDIA GPUs one token of the 2-bit model goes through its experts as signed bytes with an f32
+/// scale for 32; all else as halves, on the matrix units. A chosen expert that is not there makes its
+/// token's values NaN.
 pub fn experts(
     x: &Tensor,
     routed: Mlp,
@@ -63,7 +73,8 @@ pub fn experts(
     let out = ws.f32((tokens, hidden))?;
     #[cfg(any(feature = "metal", feature = "metal-emulator"))]
     let scratch = metal::Scratch::new(routed, ids, shared, ws)?;
-    let network = Experts {
+    #[allow(unused_mut, reason = "scratch is for GPUs")]
+    let mut op = Experts {
         x,
         routed,
         ids,
@@ -72,8 +83,14 @@ pub fn experts(
         clamp,
         #[cfg(any(feature = "metal", feature = "metal-emulator"))]
         scratch,
+        #[cfg(cuda_kernels)]
+        cuda_scratch: None,
     };
-    timed(&out, || class_of(routed, ids, shared), || out.inplace_op1(&network))?;
+    #[cfg(cuda_kernels)]
+    if Gpu::of(x.device())?.is_some() {
+        op.cuda_scratch = ws.scratch(cuda::scratch_bytes(&op, tokens, ids_dims.1))?;
+    }
+    timed(&out, || class_of(routed, ids, shared), || out.inplace_op1(&op))?;
     Ok(out)
 }
 
@@ -114,6 +131,8 @@ struct Experts<'a> {
     clamp: f32,
     #[cfg(any(feature = "metal", feature = "metal-emulator"))]
     scratch: metal::Scratch,
+    #[cfg(cuda_kernels)]
+    cuda_scratch: Option<Tensor>,
 }
 
 impl InplaceOp1 for Experts<'_> {
@@ -125,6 +144,10 @@ impl InplaceOp1 for Experts<'_> {
 
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
         crate::device::metal_emulated!(self, out, layout);
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            return cuda::experts(self, Target::emulated(out, layout));
+        }
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let x = host::<f32>(self.name(), self.x)?;
         let ids = host::<u32>(self.name(), self.ids)?;
@@ -142,6 +165,11 @@ impl InplaceOp1 for Experts<'_> {
         let hidden = self.routed.gate.cols();
         cpu::experts(&x, hidden, route, &routed, shared.as_ref(), self.clamp, out);
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, out: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::experts(self, Target::cuda(out, layout))
     }
 }
 

@@ -1,11 +1,17 @@
 //! The lightning indexer: which compressed rows are worth attending to.
 
 mod cpu;
+#[cfg(cuda_kernels)]
+mod cuda;
 #[cfg(any(feature = "metal", feature = "metal-emulator"))]
 mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
+#[cfg(feature = "cuda-emulator")]
+use crate::device::cuda::emulating;
+#[cfg(cuda_kernels)]
+use crate::device::cuda::{Gpu, Target};
 use crate::device::{host, host_mut, timed, Workspace};
 use crate::kv::{HostRows, Rows};
 use crate::ragged::Ragged;
@@ -21,6 +27,9 @@ pub const NO_ROW: u32 = u32::MAX;
 /// u32, ended early by [`NO_ROW`].
 /// Errors: shapes that do not fit; keys missing that should be visible.
 /// Source: DeepSeek V3.2's and V4's sparse attention.
+///
+/// On NVIDIA GPUs queries and keys of 128 values are multiplied as halves, which hold what was rounded
+/// to FP4 exactly; the order of a score's sum differs from the CPU's.
 pub fn select_rows(
     q: &Tensor,
     weights: &Tensor,
@@ -50,7 +59,8 @@ pub fn select_rows(
     let out = ws.u32((tokens, k))?;
     #[cfg(any(feature = "metal", feature = "metal-emulator"))]
     let scores = metal::room_for_scores(ratio, batch, ws)?;
-    let select = Select {
+    #[allow(unused_mut, reason = "scratch is for GPUs")]
+    let mut op = Select {
         q,
         weights,
         keys,
@@ -59,11 +69,17 @@ pub fn select_rows(
         batch,
         #[cfg(any(feature = "metal", feature = "metal-emulator"))]
         scores,
+        #[cfg(cuda_kernels)]
+        scratch: None,
     };
+    #[cfg(cuda_kernels)]
+    if Gpu::of(q.device())?.is_some() {
+        op.scratch = ws.scratch(cuda::scratch_bytes(&op)?)?;
+    }
     timed(
         &out,
         || Ok(("select_rows".to_owned(), keys.iter().map(|keys| keys.bytes_of(keys.len())).sum())),
-        || out.inplace_op1(&select),
+        || out.inplace_op1(&op),
     )?;
     Ok(out)
 }
@@ -77,6 +93,8 @@ struct Select<'a> {
     batch: &'a Ragged,
     #[cfg(any(feature = "metal", feature = "metal-emulator"))]
     scores: Tensor,
+    #[cfg(cuda_kernels)]
+    scratch: Option<Tensor>,
 }
 
 impl InplaceOp1 for Select<'_> {
@@ -88,6 +106,10 @@ impl InplaceOp1 for Select<'_> {
 
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
         crate::device::metal_emulated!(self, out, layout);
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            return cuda::select(self, Target::emulated(out, layout));
+        }
         let out = host_mut::<u32>(self.name(), out, layout)?;
         let (_, heads, dim) = self.q.dims3()?;
         let q = host::<f32>(self.name(), self.q)?;
@@ -110,6 +132,11 @@ impl InplaceOp1 for Select<'_> {
             );
         }
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, out: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::select(self, Target::cuda(out, layout))
     }
 }
 

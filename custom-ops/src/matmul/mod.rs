@@ -1,6 +1,8 @@
 //! Products of activations with a weight.
 
 mod cpu;
+#[cfg(cuda_kernels)]
+pub(crate) mod cuda;
 #[cfg(any(feature = "metal", feature = "metal-emulator"))]
 mod metal;
 mod panels;
@@ -9,6 +11,10 @@ mod tile;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
+#[cfg(feature = "cuda-emulator")]
+use crate::device::cuda::emulating;
+#[cfg(cuda_kernels)]
+use crate::device::cuda::{Gpu, Target};
 use crate::device::{host, host_mut, timed, Workspace};
 use crate::Matrix;
 
@@ -27,6 +33,11 @@ pub(crate) use tile::{tile, with_scratch, Scratch, TILE_ROWS};
 /// On the CPU activations stay f32, and a value is computed by the same operations in the same
 /// order however many tokens or threads there are: eight interleaved sums over ascending columns,
 /// one fused multiply-add a term, then a fixed sum of the eight.
+///
+/// On NVIDIA GPUs up to 32 tokens go through Q8_0 weights as signed bytes with an f32 scale for 32, and
+/// through F16 weights as they are; more tokens as halves, on the matrix units, if columns are a multiple
+/// of 64. Other formats and shapes stay f32, at less speed. Sums have a fixed order, which depends on
+/// the kernel.
 pub fn matmul(x: &Tensor, w: &Matrix, ws: &Workspace) -> Result<Tensor> {
     grouped_matmul(x, w, 1, ws)
 }
@@ -50,18 +61,68 @@ pub fn grouped_matmul(x: &Tensor, w: &Matrix, groups: usize, ws: &Workspace) -> 
         ref dims => bail!("matmul: x {dims:?} for a weight [{rows}, {cols}] in {groups} group(s)"),
     };
     let out = ws.f32((tokens, rows))?;
+    #[cfg(cuda_kernels)]
+    let scratch = match Gpu::of(x.device())? {
+        Some(gpu) => ws.scratch(cuda::scratch_bytes(&gpu, &[w], tokens, groups)?)?,
+        None => None,
+    };
+    let op = MatMul {
+        x,
+        w,
+        groups,
+        #[cfg(cuda_kernels)]
+        scratch,
+    };
     timed(
         &out,
         || Ok((format!("matmul {} [{rows}, {cols}]", w.format()), w.byte_len())),
-        || out.inplace_op1(&MatMul { x, w, groups }),
+        || out.inplace_op1(&op),
     )?;
     Ok(out)
+}
+
+/// [`matmul`] of several weights with the same activations: on a GPU one launch where it can be, so that
+/// small weights are read together.
+///
+/// Errors: as [`matmul`].
+pub fn matmuls(x: &Tensor, weights: &[&Matrix], ws: &Workspace) -> Result<Vec<Tensor>> {
+    #[cfg(cuda_kernels)]
+    if let (Some(gpu), [first, ..]) = (Gpu::of(x.device())?, weights) {
+        let (tokens, width) = x.dims2()?;
+        let fit = weights.iter().all(|w| w.stack() == 1 && w.cols() == width);
+        if fit && cuda::one_launch(&gpu, weights, tokens) {
+            let outs = weights.iter().map(|w| ws.f32((tokens, w.rows())));
+            let outs = outs.collect::<Result<Vec<_>>>()?;
+            let scratch = ws.scratch(cuda::scratch_bytes(&gpu, weights, tokens, 1)?)?;
+            let op = MatMuls { x, weights, outs: &outs[1..], scratch };
+            let bytes = weights.iter().map(|w| w.byte_len()).sum();
+            let rows: usize = weights.iter().map(|w| w.rows()).sum();
+            timed(
+                &outs[0],
+                || Ok((format!("matmuls {} [{rows}, {width}]", first.format()), bytes)),
+                || outs[0].inplace_op1(&op),
+            )?;
+            return Ok(outs);
+        }
+    }
+    weights.iter().map(|w| matmul(x, w, ws)).collect()
 }
 
 struct MatMul<'a> {
     x: &'a Tensor,
     w: &'a Matrix,
     groups: usize,
+    #[cfg(cuda_kernels)]
+    scratch: Option<Tensor>,
+}
+
+/// Writes the first product to the op's target, the others to `outs`.
+#[cfg(cuda_kernels)]
+struct MatMuls<'a> {
+    x: &'a Tensor,
+    weights: &'a [&'a Matrix],
+    outs: &'a [Tensor],
+    scratch: Option<Tensor>,
 }
 
 impl InplaceOp1 for MatMul<'_> {
@@ -73,11 +134,40 @@ impl InplaceOp1 for MatMul<'_> {
 
     fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
         crate::device::metal_emulated!(self, out, layout);
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            return cuda::matmul(self, Target::emulated(out, layout));
+        }
         let out = host_mut::<f32>(self.name(), out, layout)?;
         let x = host::<f32>(self.name(), self.x)?;
         let shape = cpu::Shape { groups: self.groups, rows: self.w.rows(), cols: self.w.cols() };
         cpu::matmul(&x, self.w.host(self.name())?, shape, out);
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, out: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::matmul(self, Target::cuda(out, layout))
+    }
+}
+
+#[cfg(cuda_kernels)]
+impl InplaceOp1 for MatMuls<'_> {
+    fn name(&self) -> &'static str {
+        "matmuls"
+    }
+
+    fn cpu_fwd(&self, _out: &mut CpuStorage, _layout: &Layout) -> Result<()> {
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            return cuda::matmuls(self, Target::emulated(_out, _layout));
+        }
+        bail!("matmuls: meant for a GPU")
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, out: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::matmuls(self, Target::cuda(out, layout))
     }
 }
 

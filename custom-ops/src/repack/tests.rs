@@ -1,6 +1,11 @@
 //! The kernels against the repack in Rust; that one against the decoders' view of the blocks.
 
+use candle_core::Result;
+
 use super::*;
+use crate::blocks::Format;
+use crate::device::cuda::layout::q8_0_in_tile;
+use crate::device::cuda::Planes;
 
 /// Every byte of a chunk names its place, so that a wrong move shows.
 fn numbered(len: usize) -> Vec<u8> {

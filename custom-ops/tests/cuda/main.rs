@@ -8,6 +8,7 @@
 //! `DS4_TEST_SEED` repeats a run.
 #![cfg(any(feature = "cuda", feature = "cuda-emulator"))]
 
+mod heavy;
 mod kv;
 mod small;
 

@@ -22,7 +22,7 @@
 //! | | · rows past the last whole page |
 //!
 //! So its size depends on `len` alone, and is least where `len` is a multiple of `page_tokens`: for
-//! the full model 4.1 MB there, and up to 82 kB more for each token past it.
+//! the full model 4.1 MB there, and about 90 kB more for each token past it.
 #![forbid(unsafe_code)]
 
 mod layout;

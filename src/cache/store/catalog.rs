@@ -9,7 +9,7 @@ use super::format::{PagesHead, Parsed};
 use super::index::{Frontier, Index};
 use super::key::{Namespace, Part};
 use super::uses::{Used, Uses};
-use super::{CatalogError, Fingerprint, ReadError, Store, PAGE_TOKENS};
+use super::{CatalogError, Fingerprint, ReadError, Store};
 
 /// A frontier in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,7 +125,7 @@ impl Store {
             let name = pages_name(run.name);
             if let Ok((start, len)) = self.read_start(&name) {
                 if let Ok(Parsed::Known(head)) = PagesHead::parse(&start, len) {
-                    ids.extend_from_slice(&head.ids[..pages * PAGE_TOKENS]);
+                    ids.extend_from_slice(&head.ids[..pages * head.origin.page_tokens]);
                 }
             }
             files.push((name, pages));
@@ -270,7 +270,7 @@ impl Store {
                 Some(Kind::Pages(_) | Kind::Frontier(_) | Kind::Temporary | Kind::Uses) => {
                     writer.remove(&name).map_err(&failed)?;
                 }
-                Some(Kind::Quarantine) | None => {}
+                Some(Kind::Quarantine | Kind::Neighbour) | None => {}
             }
         }
         for (name, _) in folder.quarantined() {

@@ -23,6 +23,14 @@ pub enum OpenError {
         /// Why not.
         source: io::Error,
     },
+    /// Pages that the format has no room for.
+    #[error("pages of {page_tokens} tokens and {page_bytes} bytes are too large to be stored")]
+    Pages {
+        /// Tokens of a page.
+        page_tokens: usize,
+        /// Bytes of a page.
+        page_bytes: usize,
+    },
     /// Others may look into the folder, and it holds files that are not the store's.
     #[error(
         "{}: other users may look into this folder, and it holds files that are not of the KV \
@@ -43,7 +51,7 @@ pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
 #[non_exhaustive]
 pub enum SaveError {
     /// The system refused.
-    #[error(transparent)]
+    #[error("{0}; {to_do}", to_do = advice(.0))]
     Io(#[from] io::Error),
     /// Another process has kept the folder to itself for too long.
     #[error("another process is writing to it; the next save tries again")]
@@ -85,6 +93,20 @@ pub enum SaveError {
     /// The bytes could not be had.
     #[error("the rows cannot be read: {0}")]
     Source(SourceError),
+}
+
+/// What can be done about it.
+fn advice(error: &io::Error) -> &'static str {
+    use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    match error.kind() {
+        StorageFull | QuotaExceeded => {
+            "free some space, or name a folder on another disk with --kv-disk-dir"
+        }
+        ReadOnlyFilesystem | PermissionDenied => {
+            "make the folder writable, or name another one with --kv-disk-dir"
+        }
+        _ => "look into the system's log for the disk's errors",
+    }
 }
 
 /// Why a hit cannot be used after all; the next lookup finds what is left without it.

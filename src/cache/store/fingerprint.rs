@@ -80,7 +80,7 @@ mod tests {
         metadata.insert("general.name", name).unwrap();
         let mut writer = Writer::new(metadata);
         let dims = [weights.len() as u64 / 4];
-        writer.tensor_bytes("w", &dims, TensorType::F32, weights.to_vec()).unwrap();
+        writer.tensor_bytes("w", &dims, TensorType::F32, weights).unwrap();
         let mut file = Vec::new();
         writer.write(&mut file).unwrap();
         Gguf::from_bytes(file.into()).unwrap()

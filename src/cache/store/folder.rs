@@ -13,6 +13,8 @@ use super::key::Name;
 
 /// Where damaged files go.
 const QUARANTINE: &str = "quarantine";
+/// A key that the server keeps beside the files; it seals what is attached to frontiers.
+const NEIGHBOUR: &str = "replay.key";
 /// The record of uses.
 pub(super) const USES: &str = "uses";
 /// How long to wait between two tries to get the lock.
@@ -27,6 +29,8 @@ pub(super) enum Kind {
     Temporary,
     Uses,
     Quarantine,
+    /// The server's: it may be here, and is left alone.
+    Neighbour,
 }
 
 impl Kind {
@@ -35,6 +39,7 @@ impl Kind {
         match name {
             USES => return Some(Self::Uses),
             QUARANTINE => return Some(Self::Quarantine),
+            NEIGHBOUR => return Some(Self::Neighbour),
             _ => {}
         }
         let (stem, ending) = name.split_once('.')?;

@@ -5,7 +5,7 @@
 
 use super::fingerprint::Fingerprint;
 use super::key::{Key, Namespace};
-use super::{FORMAT_VERSION, PAGE_TOKENS};
+use super::FORMAT_VERSION;
 
 /// First bytes of a file of pages.
 const PAGES_MAGIC: &[u8; 8] = b"ds4-kvp\n";
@@ -13,15 +13,15 @@ const PAGES_MAGIC: &[u8; 8] = b"ds4-kvp\n";
 const FRONTIER_MAGIC: &[u8; 8] = b"ds4-kvf\n";
 /// Bytes of a checksum.
 const SUM: usize = 32;
-/// Bytes of ids of a page.
-const IDS: usize = 4 * PAGE_TOKENS;
 /// Bytes in front of the table of pages.
 const PAGES_FIXED: usize = 128;
 /// Bytes in front of the tail's ids.
 const FRONTIER_FIXED: usize = 272;
 
 /// Most pages in one file.
-pub(super) const MAX_PAGES: usize = 64;
+const MAX_PAGES: usize = 64;
+/// Most tokens of a page, and of all pages in one file.
+pub(super) const MAX_PAGE_TOKENS: usize = 8192;
 /// Most bytes of one page.
 pub(super) const MAX_PAGE_BYTES: u64 = 64 << 20;
 /// Most bytes of a frontier's state.
@@ -33,7 +33,8 @@ pub(super) const MAX_ATTACHMENT_BYTES: u64 = 64 << 20;
 /// Most bytes of a label.
 pub(super) const MAX_LABEL_BYTES: usize = 256;
 /// Most bytes in front of the first page of a file, or in front of a frontier's state.
-pub(super) const MAX_HEAD_BYTES: usize = PAGES_FIXED + MAX_PAGES * (IDS + SUM) + SUM;
+pub(super) const MAX_HEAD_BYTES: usize =
+    FRONTIER_FIXED + 4 * MAX_PAGE_TOKENS + MAX_PAGES * SUM + SUM;
 
 /// Why a file is not used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,6 +85,8 @@ pub(super) struct Origin {
     pub fingerprint: Fingerprint,
     /// Whose tokens.
     pub namespace: Namespace,
+    /// Tokens of each page.
+    pub page_tokens: usize,
     /// Bytes of each page.
     pub page_bytes: u64,
     /// When it was written, seconds since 1970.
@@ -93,7 +96,7 @@ pub(super) struct Origin {
 impl Origin {
     /// Where chains of this model and namespace begin.
     pub fn root(&self) -> Key {
-        Key::root(&self.fingerprint, &self.namespace, self.page_bytes)
+        Key::root(&self.fingerprint, &self.namespace, self.page_tokens, self.page_bytes)
     }
 }
 
@@ -105,7 +108,7 @@ pub(super) struct PagesHead {
     pub first: u64,
     /// The key of the page in front of the first, or the root.
     pub parent: Key,
-    /// Ids of all pages, `PAGE_TOKENS` each.
+    /// Ids of all pages.
     pub ids: Vec<u32>,
     /// Checksums of the pages.
     pub sums: Vec<[u8; 32]>,
@@ -113,13 +116,18 @@ pub(super) struct PagesHead {
 
 impl PagesHead {
     /// Bytes in front of the first page of a file of `pages`.
-    pub fn len(pages: usize) -> usize {
-        PAGES_FIXED + pages * (IDS + SUM) + SUM
+    pub fn len(pages: usize, page_tokens: usize) -> usize {
+        PAGES_FIXED + pages * (4 * page_tokens + SUM) + SUM
     }
 
     /// Bytes of a file of `pages`.
-    pub fn file_len(pages: usize, page_bytes: u64) -> u64 {
-        Self::len(pages) as u64 + pages as u64 * page_bytes
+    pub fn file_len(pages: usize, page_tokens: usize, page_bytes: u64) -> u64 {
+        Self::len(pages, page_tokens) as u64 + pages as u64 * page_bytes
+    }
+
+    /// Most pages that a file may have.
+    pub fn most_pages(page_tokens: usize) -> usize {
+        (MAX_PAGE_TOKENS / page_tokens.max(1)).clamp(1, MAX_PAGES)
     }
 
     /// The keys of the pages, in order.
@@ -129,23 +137,24 @@ impl PagesHead {
             key = key.page(ids);
             key
         };
-        self.ids.chunks_exact(PAGE_TOKENS).map(next).collect()
+        self.ids.chunks_exact(self.origin.page_tokens).map(next).collect()
     }
 
     /// The header's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(Self::len(self.sums.len()));
+        let mut out = Vec::with_capacity(Self::len(self.sums.len(), self.origin.page_tokens));
         out.extend_from_slice(PAGES_MAGIC);
         out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
         out.extend_from_slice(&(self.sums.len() as u32).to_le_bytes());
         out.extend_from_slice(&self.first.to_le_bytes());
         out.extend_from_slice(&self.origin.page_bytes.to_le_bytes());
         out.extend_from_slice(&self.origin.created.to_le_bytes());
-        out.extend_from_slice(&[0; 8]);
+        out.extend_from_slice(&(self.origin.page_tokens as u32).to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
         out.extend_from_slice(&self.origin.namespace);
         out.extend_from_slice(self.origin.fingerprint.as_bytes());
         out.extend_from_slice(&self.parent.0);
-        for (ids, sum) in self.ids.chunks_exact(PAGE_TOKENS).zip(&self.sums) {
+        for (ids, sum) in self.ids.chunks_exact(self.origin.page_tokens).zip(&self.sums) {
             ids.iter().for_each(|id| out.extend_from_slice(&id.to_le_bytes()));
             out.extend_from_slice(sum);
         }
@@ -162,15 +171,18 @@ impl PagesHead {
         if fixed.u32(8) != FORMAT_VERSION {
             return Ok(Parsed::Foreign);
         }
-        let pages = fixed.count("number of pages", 12, 1, MAX_PAGES as u32)?;
+        let page_tokens = fixed.count("tokens of a page", 40, 1, MAX_PAGE_TOKENS as u32)?;
+        let most = Self::most_pages(page_tokens);
+        let pages = fixed.count("number of pages", 12, 1, most as u32)?;
         let page_bytes = fixed.size("bytes of a page", 24, MAX_PAGE_BYTES)?;
-        exact_len(Self::file_len(pages, page_bytes), file_len)?;
-        let all = Bytes::new(start, Self::len(pages), file_len)?;
+        exact_len(Self::file_len(pages, page_tokens, page_bytes), file_len)?;
+        let all = Bytes::new(start, Self::len(pages, page_tokens), file_len)?;
         all.check_seal("header")?;
         // The checksum is right: the fields below are what was written.
         let origin = Origin {
             fingerprint: Fingerprint::from_bytes(all.array(64)),
             namespace: all.array(48),
+            page_tokens,
             page_bytes,
             created: all.u64(32),
         };
@@ -178,9 +190,9 @@ impl PagesHead {
         if first > u64::from(u32::MAX) || (first == 0 && parent != origin.root()) {
             return Err(Damage::Field { field: "first page", value: first });
         }
-        let entry = |page: usize| PAGES_FIXED + page * (IDS + SUM);
-        let ids = (0..pages).flat_map(|page| all.ids(entry(page), PAGE_TOKENS)).collect();
-        let sums = (0..pages).map(|page| all.array(entry(page) + IDS)).collect();
+        let entry = |page: usize| PAGES_FIXED + page * (4 * page_tokens + SUM);
+        let ids = (0..pages).flat_map(|page| all.ids(entry(page), page_tokens)).collect();
+        let sums = (0..pages).map(|page| all.array(entry(page) + 4 * page_tokens)).collect();
         Ok(Parsed::Known(Self { origin, first, parent, ids, sums }))
     }
 }
@@ -213,7 +225,7 @@ impl FrontierHead {
 
     /// Pages in front of it.
     pub fn pages(&self) -> usize {
-        usize::try_from(self.tokens).unwrap_or(usize::MAX) / PAGE_TOKENS
+        usize::try_from(self.tokens).unwrap_or(usize::MAX) / self.origin.page_tokens
     }
 
     /// Bytes in front of the state.
@@ -239,7 +251,7 @@ impl FrontierHead {
         out.extend_from_slice(&(self.logits as u32).to_le_bytes());
         out.extend_from_slice(&(self.attachment_bytes as u32).to_le_bytes());
         out.extend_from_slice(&(self.label.len() as u32).to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&(self.origin.page_tokens as u32).to_le_bytes());
         out.extend_from_slice(&self.origin.namespace);
         out.extend_from_slice(self.origin.fingerprint.as_bytes());
         out.extend_from_slice(&self.parent.0);
@@ -260,7 +272,8 @@ impl FrontierHead {
         if fixed.u32(8) != FORMAT_VERSION {
             return Ok(Parsed::Foreign);
         }
-        let tail = fixed.count("ids after the last page", 12, 0, PAGE_TOKENS as u32 - 1)?;
+        let page_tokens = fixed.count("tokens of a page", 60, 1, MAX_PAGE_TOKENS as u32)?;
+        let tail = fixed.count("ids after the last page", 12, 0, page_tokens as u32 - 1)?;
         let tokens = fixed.size("number of tokens", 16, u64::from(u32::MAX))?;
         let page_bytes = fixed.size("bytes of a page", 24, MAX_PAGE_BYTES)?;
         let state_bytes = fixed.size("bytes of the state", 40, MAX_STATE_BYTES)?;
@@ -276,12 +289,13 @@ impl FrontierHead {
         let origin = Origin {
             fingerprint: Fingerprint::from_bytes(all.array(80)),
             namespace: all.array(64),
+            page_tokens,
             page_bytes,
             created: all.u64(32),
         };
         let parent = Key(all.array(112));
-        if tokens % PAGE_TOKENS as u64 != tail as u64
-            || (tokens < PAGE_TOKENS as u64 && parent != origin.root())
+        if tokens % page_tokens as u64 != tail as u64
+            || (tokens < page_tokens as u64 && parent != origin.root())
         {
             return Err(Damage::Field { field: "number of tokens", value: tokens });
         }
@@ -385,6 +399,7 @@ mod tests {
         Origin {
             fingerprint: Fingerprint::from_bytes([7; 32]),
             namespace: [9; 16],
+            page_tokens: 128,
             page_bytes: 3,
             created: 1_700_000_000,
         }
@@ -393,7 +408,7 @@ mod tests {
     fn pages() -> PagesHead {
         let origin = origin();
         let parent = origin.root();
-        let ids = (0..2 * PAGE_TOKENS as u32).collect();
+        let ids = (0..256).collect();
         PagesHead { origin, first: 0, parent, ids, sums: vec![[1; 32], [2; 32]] }
     }
 
@@ -422,21 +437,22 @@ mod tests {
     fn headers_come_back_as_they_were() {
         let (pages, frontier) = (pages(), frontier());
         let bytes = pages.encode();
-        assert_eq!(bytes.len(), PagesHead::len(2));
-        let len = PagesHead::file_len(2, 3);
+        assert_eq!(bytes.len(), PagesHead::len(2, 128));
+        let len = PagesHead::file_len(2, 128, 3);
         assert_eq!(known(PagesHead::parse(&bytes, len)), Some(pages.clone()));
         assert_eq!(pages.keys()[1], pages.parent.page(&pages.ids[..128]).page(&pages.ids[128..]));
         let bytes = frontier.encode();
         assert_eq!(bytes.len(), frontier.len());
         let len = frontier.file_len();
         assert_eq!(known(FrontierHead::parse(&bytes, len)), Some(frontier));
-        assert!(MAX_HEAD_BYTES >= FRONTIER_FIXED + 4 * PAGE_TOKENS + MAX_LABEL_BYTES + SUM);
+        const { assert!(MAX_HEAD_BYTES >= FRONTIER_FIXED + 4 * MAX_PAGE_TOKENS + MAX_LABEL_BYTES + SUM) };
     }
 
     #[test]
     fn no_changed_byte_of_a_header_is_believed() {
         let (pages, frontier) = (pages().encode(), frontier().encode());
-        let (pages_len, frontier_len) = (PagesHead::file_len(2, 3), 272 + 8 + 6 + 32 + 10 + 8 + 1);
+        let (pages_len, frontier_len) =
+            (PagesHead::file_len(2, 128, 3), 272 + 8 + 6 + 32 + 10 + 8 + 1);
         for bit in 0..8 * pages.len() {
             let mut bytes = pages.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
@@ -461,9 +477,17 @@ mod tests {
     #[test]
     fn a_header_with_a_right_checksum_but_wrong_numbers_is_refused() {
         // (offset, value of 4 bytes) in a frontier whose checksum is made anew.
-        for (offset, value) in
-            [(12, 128), (16, 131), (44, 1), (48, u32::MAX), (52, u32::MAX), (56, 257), (144, 0)]
-        {
+        for (offset, value) in [
+            (12, 128),
+            (60, 0),
+            (60, 8193),
+            (16, 131),
+            (44, 1),
+            (48, u32::MAX),
+            (52, u32::MAX),
+            (56, 257),
+            (144, 0),
+        ] {
             let mut bytes = frontier().encode();
             bytes[offset..offset + 4].copy_from_slice(&u32::to_le_bytes(value));
             let len = bytes.len() - SUM;
@@ -472,13 +496,13 @@ mod tests {
             let parsed = FrontierHead::parse(&bytes, frontier().file_len());
             assert!(known(parsed).is_none(), "offset {offset}");
         }
-        for (offset, value) in [(12, 0), (12, 65), (24, u32::MAX), (96, 0)] {
+        for (offset, value) in [(12, 0), (12, 65), (40, 0), (40, 8193), (24, u32::MAX), (96, 0)] {
             let mut bytes = pages().encode();
             bytes[offset..offset + 4].copy_from_slice(&u32::to_le_bytes(value));
             let len = bytes.len() - SUM;
             bytes.truncate(len);
             seal(&mut bytes);
-            let parsed = PagesHead::parse(&bytes, PagesHead::file_len(2, 3));
+            let parsed = PagesHead::parse(&bytes, PagesHead::file_len(2, 128, 3));
             assert!(known(parsed).is_none(), "offset {offset}");
         }
     }

@@ -14,10 +14,13 @@ use super::index::{self, Place};
 use super::io::read_exact_at;
 use super::key::{Name, Part};
 use super::uses::Uses;
-use super::{ReadError, Store, PAGE_TOKENS};
+use super::{ReadError, Store};
 
 /// Bytes of pages that are read ahead of the one who takes them.
 const BATCH_BYTES: usize = 16 << 20;
+
+/// Pages that are read ahead, however small they are.
+const MOST_AHEAD: usize = 512;
 
 /// A known prefix of a prompt: pages, and a frontier at its end.
 ///
@@ -61,7 +64,7 @@ impl Hit {
         self.tokens
     }
 
-    /// Its whole pages: those of the first `128 · pages` tokens. The state holds what is after.
+    /// Its whole pages; the state holds what is after them.
     pub fn pages(&self) -> usize {
         self.places.len()
     }
@@ -103,7 +106,7 @@ impl Hit {
         mut take: impl FnMut(usize, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let page_bytes = self.store.page_bytes();
-        let batch = (BATCH_BYTES / page_bytes.max(1)).clamp(1, 4 * PAGE_TOKENS);
+        let batch = (BATCH_BYTES / page_bytes.max(1)).clamp(1, MOST_AHEAD);
         let mut buffer = vec![0; page_bytes * batch.min(pages.len())];
         let mut first = pages.start;
         while first < pages.end {

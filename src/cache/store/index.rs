@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::format::{FrontierHead, Origin, PagesHead};
 use super::key::{Key, Name};
-use super::PAGE_TOKENS;
 
 /// A file of pages that follow each other.
 #[derive(Debug)]
@@ -25,7 +24,8 @@ impl Run {
     pub fn new(head: PagesHead) -> Self {
         let keys = head.keys();
         let last = keys.last().copied().unwrap_or(head.parent);
-        let bytes = PagesHead::file_len(keys.len(), head.origin.page_bytes);
+        let bytes =
+            PagesHead::file_len(keys.len(), head.origin.page_tokens, head.origin.page_bytes);
         let name = head.parent.run_name(&last);
         let PagesHead { origin, parent, sums, .. } = head;
         Self { name, origin, parent, keys, sums, bytes }
@@ -33,7 +33,8 @@ impl Run {
 
     /// Where a page begins in the file.
     pub fn offset(&self, page: usize) -> u64 {
-        PagesHead::len(self.keys.len()) as u64 + page as u64 * self.origin.page_bytes
+        PagesHead::len(self.keys.len(), self.origin.page_tokens) as u64
+            + page as u64 * self.origin.page_bytes
     }
 }
 
@@ -185,9 +186,14 @@ impl Index {
     ///
     /// A frontier of all of `ids` counts only with logits: without them, a token must be left to
     /// run.
-    pub fn longest(&self, root: Key, ids: &[u32]) -> Option<(Arc<Frontier>, Vec<Place>)> {
+    pub fn longest(
+        &self,
+        root: Key,
+        page_tokens: usize,
+        ids: &[u32],
+    ) -> Option<(Arc<Frontier>, Vec<Place>)> {
         let fits = |frontier: &Frontier, whole: usize| {
-            let rest = &ids[whole * PAGE_TOKENS..];
+            let rest = &ids[whole * page_tokens..];
             let tail = &frontier.head.tail;
             rest.starts_with(tail) && (rest.len() > tail.len() || frontier.head.logits > 0)
         };
@@ -199,8 +205,8 @@ impl Index {
             if let Some(longest) = here.max_by_key(|frontier| frontier.head.tail.len()) {
                 best = Some(longest.clone());
             }
-            let start = places.len() * PAGE_TOKENS;
-            let Some(page) = ids.get(start..start + PAGE_TOKENS) else { break };
+            let start = places.len() * page_tokens;
+            let Some(page) = ids.get(start..start + page_tokens) else { break };
             key = key.page(page);
             let Some(place) = self.pages.get(&key) else { break };
             places.push(place.clone());

@@ -1,8 +1,9 @@
 //! What a page or a frontier is called: a hash over everything that its bytes depend on.
 //!
 //! ```text
-//! root      = blake3("ds4-kv root\n"     ‖ version u32 ‖ fingerprint 32 ‖ namespace 16 ‖ page bytes u64)
-//! page i    = blake3("ds4-kv page\n"     ‖ page i−1, or root ‖ 128 ids u32)
+//! root      = blake3("ds4-kv root\n"     ‖ version u32 ‖ fingerprint 32 ‖ namespace 16
+//!                       ‖ tokens of a page u32 ‖ bytes of a page u64)
+//! page i    = blake3("ds4-kv page\n"     ‖ page i−1, or root ‖ its ids u32)
 //! frontier  = blake3("ds4-kv frontier\n" ‖ its last whole page, or root ‖ the ids after that page)
 //! checksum  = blake3("ds4-kv " part "\n" ‖ key of the page or frontier ‖ bytes)
 //! ```
@@ -13,7 +14,7 @@
 use std::fmt;
 
 use super::fingerprint::Fingerprint;
-use super::{FORMAT_VERSION, PAGE_TOKENS};
+use super::FORMAT_VERSION;
 
 /// Whose tokens these are: entries of one namespace are never found from another.
 pub type Namespace = [u8; 16];
@@ -37,12 +38,18 @@ pub(super) enum Part {
 
 impl Key {
     /// Where every chain of a model and a namespace begins.
-    pub(super) fn root(fingerprint: &Fingerprint, namespace: &Namespace, page_bytes: u64) -> Self {
+    pub(super) fn root(
+        fingerprint: &Fingerprint,
+        namespace: &Namespace,
+        page_tokens: usize,
+        page_bytes: u64,
+    ) -> Self {
         Self::hash(&[
             b"ds4-kv root\n",
             &FORMAT_VERSION.to_le_bytes(),
             fingerprint.as_bytes(),
             namespace,
+            &(page_tokens as u32).to_le_bytes(),
             &page_bytes.to_le_bytes(),
         ])
     }
@@ -81,13 +88,8 @@ impl Key {
     }
 
     fn of_ids(tag: &[u8], parent: &Self, ids: &[u32]) -> Self {
-        let mut bytes = [0; 4 * PAGE_TOKENS];
-        let ids = ids.iter().take(PAGE_TOKENS);
-        let len = 4 * ids.len();
-        for (to, id) in bytes.chunks_exact_mut(4).zip(ids) {
-            to.copy_from_slice(&id.to_le_bytes());
-        }
-        Self::hash(&[tag, &parent.0, &bytes[..len]])
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        Self::hash(&[tag, &parent.0, &bytes])
     }
 
     fn hash(parts: &[&[u8]]) -> Self {
@@ -136,10 +138,11 @@ mod tests {
     fn keys_differ_in_everything_that_the_bytes_depend_on() {
         let (a, b) = (Fingerprint::from_bytes([1; 32]), Fingerprint::from_bytes([2; 32]));
         let roots = [
-            Key::root(&a, &[0; 16], 10),
-            Key::root(&b, &[0; 16], 10),
-            Key::root(&a, &[1; 16], 10),
-            Key::root(&a, &[0; 16], 11),
+            Key::root(&a, &[0; 16], 128, 10),
+            Key::root(&b, &[0; 16], 128, 10),
+            Key::root(&a, &[1; 16], 128, 10),
+            Key::root(&a, &[0; 16], 128, 11),
+            Key::root(&a, &[0; 16], 64, 10),
         ];
         let page: Vec<u32> = (0..128).collect();
         let mut keys: Vec<Key> = roots.to_vec();

@@ -1,7 +1,8 @@
 //! The disk store: KV pages and frontiers of many sequences, shared by content, safe against
 //! whatever happens to a disk.
 //!
-//! A sequence is a chain of *pages*, each the compressed rows of 128 tokens, and a *frontier* at
+//! A sequence is a chain of *pages*, each the compressed rows of 128 tokens (or as many as the
+//! model needs), and a *frontier* at
 //! its end: everything else that is needed to go on. A page is called by a hash over the model,
 //! the namespace and all ids up to its end, so that sequences that begin alike share pages, and
 //! what is stored once is never written again. Frontiers mark the lengths that a sequence can be
@@ -79,12 +80,12 @@ use counters::{Counters, Limiter};
 use folder::Folder;
 use index::Index;
 
-/// Tokens of a page.
+/// Tokens of a page, unless a model needs another number.
 pub const PAGE_TOKENS: usize = 128;
 /// The version of the files; files of other versions are never used.
 pub const FORMAT_VERSION: u32 = 1;
 /// Bytes that a store may have unless it is told otherwise.
-pub const DEFAULT_BUDGET: u64 = 16 << 30;
+pub const DEFAULT_BUDGET: u64 = 4 << 30;
 
 /// The part of a disk that is kept free, in percent, unless that is less than [`LEAST_RESERVE`].
 const RESERVE_PERCENT: u64 = 5;
@@ -96,6 +97,8 @@ const LEAST_RESERVE: u64 = 2 << 30;
 pub struct Settings {
     /// Which model's states to find, and what to mark saved ones with.
     pub fingerprint: Fingerprint,
+    /// Tokens of a page, 1 to 8192.
+    pub page_tokens: usize,
     /// Bytes of a page of that model, at most 64 MiB.
     pub page_bytes: usize,
     /// Bytes that all files together may have.
@@ -107,10 +110,11 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The usual settings for a model.
+    /// The usual settings for a model; pages of [`PAGE_TOKENS`].
     pub fn new(fingerprint: Fingerprint, page_bytes: usize) -> Self {
         Self {
             fingerprint,
+            page_tokens: PAGE_TOKENS,
             page_bytes,
             budget: DEFAULT_BUDGET,
             reserve: None,
@@ -144,7 +148,7 @@ impl Store {
     ///
     /// # Errors
     /// The folder cannot be made or listed, or others may look into it and it is not the store's
-    /// own. A folder that can only be read is none: saves will be skipped.
+    /// own; pages that are too large. A folder that can only be read is none: saves will be skipped.
     pub fn open(path: &Path, settings: Settings) -> Result<Self, OpenError> {
         Self::open_with(path, settings, Arc::new(System))
     }
@@ -154,6 +158,12 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_with(path: &Path, settings: Settings, io: Arc<dyn Io>) -> Result<Self, OpenError> {
+        let Settings { page_tokens, page_bytes, .. } = settings;
+        let fits = (1..=format::MAX_PAGE_TOKENS).contains(&page_tokens)
+            && page_bytes as u64 <= format::MAX_PAGE_BYTES;
+        if !fits {
+            return Err(OpenError::Pages { page_tokens, page_bytes });
+        }
         let inner = Inner {
             folder: Folder::open(path, io)?,
             settings,
@@ -181,6 +191,11 @@ impl Store {
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.inner.folder.path
+    }
+
+    /// Tokens of a page.
+    pub fn page_tokens(&self) -> usize {
+        self.inner.settings.page_tokens
     }
 
     /// Bytes of a page.
@@ -211,7 +226,7 @@ impl Store {
             // What is known already may still be readable.
             self.warn(&format_args!("its names cannot be listed: {error}"));
         }
-        let (frontier, places) = index.longest(root, ids)?;
+        let (frontier, places) = index.longest(root, self.page_tokens(), ids)?;
         drop(index);
         Counters::add(&self.inner.counters.hits, 1);
         Some(Hit::new(self.clone(), &frontier, places))
@@ -223,7 +238,12 @@ impl Store {
 
     fn root(&self, namespace: &Namespace) -> key::Key {
         let settings = &self.inner.settings;
-        key::Key::root(&settings.fingerprint, namespace, settings.page_bytes as u64)
+        key::Key::root(
+            &settings.fingerprint,
+            namespace,
+            settings.page_tokens,
+            settings.page_bytes as u64,
+        )
     }
 
     /// Tells the operator, at most once a minute.

@@ -7,14 +7,14 @@ use super::counters::Counters;
 use super::evict::Protected;
 use super::folder::{frontier_name, pages_name, Writer};
 use super::format::{
-    FrontierHead, Origin, PagesHead, MAX_ATTACHMENT_BYTES, MAX_LABEL_BYTES, MAX_LOGITS, MAX_PAGES,
+    FrontierHead, Origin, PagesHead, MAX_ATTACHMENT_BYTES, MAX_LABEL_BYTES, MAX_LOGITS,
     MAX_PAGE_BYTES, MAX_STATE_BYTES,
 };
 use super::index::{Frontier, Run};
 use super::io::write_all_at;
 use super::key::{Key, Namespace, Part};
 use super::uses::Uses;
-use super::{SaveError, SourceError, Store, PAGE_TOKENS};
+use super::{SaveError, SourceError, Store};
 
 /// Fills the rows of a page, by its index in the sequence.
 pub type PageSource<'a> = dyn FnMut(usize, &mut [u8]) -> Result<(), SourceError> + 'a;
@@ -157,14 +157,16 @@ impl Store {
         let origin = Origin {
             fingerprint: settings.fingerprint,
             namespace: save.namespace,
+            page_tokens: settings.page_tokens,
             page_bytes: settings.page_bytes as u64,
             created: self.inner.folder.io.now().as_secs(),
         };
-        let pages = save.ids.chunks_exact(PAGE_TOKENS);
+        let pages = save.ids.chunks_exact(settings.page_tokens);
         let tail = pages.remainder();
         let mut chain = vec![origin.root()];
         let mut runs: Vec<Range<usize>> = Vec::new();
         let mut last = origin.root();
+        let most = PagesHead::most_pages(settings.page_tokens);
         for (page, ids) in pages.enumerate() {
             last = last.page(ids);
             chain.push(last);
@@ -172,7 +174,7 @@ impl Store {
                 continue;
             }
             match runs.last_mut() {
-                Some(run) if run.end == page && run.len() < MAX_PAGES => run.end += 1,
+                Some(run) if run.end == page && run.len() < most => run.end += 1,
                 _ => runs.push(page..page + 1),
             }
         }
@@ -188,7 +190,9 @@ impl Store {
             attachment_bytes: save.attachment.len() as u64,
             sums: [[0; 32]; 3],
         });
-        let pages = runs.iter().map(|run| PagesHead::file_len(run.len(), origin.page_bytes));
+        let pages = runs
+            .iter()
+            .map(|run| PagesHead::file_len(run.len(), origin.page_tokens, origin.page_bytes));
         let bytes =
             pages.sum::<u64>() + frontier.as_ref().map_or(0, |frontier| frontier.file_len());
         Plan { origin, chain, runs, frontier, bytes }
@@ -203,17 +207,18 @@ impl Store {
         source: &mut PageSource<'_>,
     ) -> Result<Run, SaveError> {
         let io = &*self.inner.folder.io;
+        let page_tokens = self.inner.settings.page_tokens;
         let mut head = PagesHead {
             origin: plan.origin.clone(),
             first: pages.start as u64,
             parent: plan.chain[pages.start],
-            ids: ids[pages.start * PAGE_TOKENS..pages.end * PAGE_TOKENS].to_vec(),
+            ids: ids[pages.start * page_tokens..pages.end * page_tokens].to_vec(),
             sums: Vec::with_capacity(pages.len()),
         };
         let name = head.parent.run_name(&plan.chain[pages.end]);
         let mut rows = vec![0; self.page_bytes()];
         writer.write(&pages_name(name), name, |file| {
-            let mut offset = PagesHead::len(pages.len()) as u64;
+            let mut offset = PagesHead::len(pages.len(), page_tokens) as u64;
             for page in pages {
                 source(page, &mut rows).map_err(SaveError::Source)?;
                 head.sums.push(plan.chain[page + 1].checksum(Part::Page, &rows));

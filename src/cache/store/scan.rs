@@ -53,7 +53,7 @@ impl Store {
                     }
                 }
                 Some(Kind::Temporary) => unfinished.push(name),
-                Some(Kind::Uses | Kind::Quarantine) | None => {}
+                Some(Kind::Uses | Kind::Quarantine | Kind::Neighbour) | None => {}
             }
         }
         let gone: Vec<Name> =

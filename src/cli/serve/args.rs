@@ -99,36 +99,36 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", hide_short_help = true)]
     pub kv_memory_mb: Option<usize>,
 
-    /// Folder for prompts that outlive the server
+    /// Folder for prompts that outlive the server [default: as `ds4 cache`]
     #[arg(long, value_name = "DIR")]
     pub kv_disk_dir: Option<PathBuf>,
 
-    /// Megabytes that it may take
+    /// Megabytes that it may take; 0 for no folder
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub kv_disk_space_mb: u64,
 
-    /// Shorter prompts are not stored
-    #[arg(long, value_name = "N", default_value_t = 512, hide_short_help = true)]
-    pub kv_cache_min_tokens: usize,
+    /// Accepted for scripts written for ds4: prompts are stored page by page here
+    #[arg(long, value_name = "N", hide = true)]
+    pub kv_cache_min_tokens: Option<usize>,
 
-    /// Longer prompts are not stored before they are answered; 0 stores none of these
-    #[arg(long, value_name = "N", default_value_t = 30_000, hide_short_help = true)]
-    pub kv_cache_cold_max_tokens: usize,
+    /// As above
+    #[arg(long, value_name = "N", hide = true)]
+    pub kv_cache_cold_max_tokens: Option<usize>,
 
-    /// Tokens after which a growing prompt is stored again
-    #[arg(long, value_name = "N", default_value_t = 10_000, hide_short_help = true)]
-    pub kv_cache_continued_interval_tokens: usize,
+    /// As above
+    #[arg(long, value_name = "N", hide = true)]
+    pub kv_cache_continued_interval_tokens: Option<usize>,
 
-    /// Tokens at a prompt's end that are not stored
-    #[arg(long, value_name = "N", default_value_t = 32, hide_short_help = true)]
-    pub kv_cache_boundary_trim_tokens: usize,
+    /// As above
+    #[arg(long, value_name = "N", hide = true)]
+    pub kv_cache_boundary_trim_tokens: Option<usize>,
 
-    /// What a stored prompt's length is a multiple of
-    #[arg(long, value_name = "N", default_value_t = 2048, hide_short_help = true)]
-    pub kv_cache_boundary_align_tokens: usize,
+    /// As above
+    #[arg(long, value_name = "N", hide = true)]
+    pub kv_cache_boundary_align_tokens: Option<usize>,
 
-    /// Use stored prompts of this very file only (always so here)
-    #[arg(long, hide_short_help = true)]
+    /// Accepted for scripts written for ds4: stored prompts are those of one file in any case
+    #[arg(long, hide = true)]
     pub kv_cache_reject_different_quant: bool,
 
     /// Render tool calls anew rather than as the model wrote them

@@ -15,7 +15,12 @@ use crate::cli::failure::Failure;
 pub fn start(format: LogFormat, level: LevelFilter) -> Result<(), Failure> {
     // What comes from outside is never part of the log but as a checked id; the formats escape
     // control characters besides.
-    let builder = fmt().with_writer(std::io::stderr).with_max_level(level).with_target(false);
+    let builder = fmt()
+        .with_writer(std::io::stderr)
+        // Whoever reads it may go away; to complain about that there would be a panic.
+        .log_internal_errors(false)
+        .with_max_level(level)
+        .with_target(false);
     let started = match format {
         LogFormat::Text => {
             let styles = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();

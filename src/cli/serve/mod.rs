@@ -16,10 +16,10 @@ use tokio::net::TcpListener;
 use super::failure::Failure;
 use super::terminal::{self, tell};
 use super::{help_or_mistake, session};
-use crate::engine::{Limits, Service};
-use crate::server::{serve, App, Replay, REPLAY_BYTES};
+use crate::engine::{open_store, Engine, Limits, Service};
+use crate::server::{serve, App, Replay, Secret, REPLAY_BYTES};
 use args::ServeArgs;
-use options::Options;
+use options::{Kept, Options};
 
 /// Threads that speak HTTP; the others compute.
 const HTTP_THREADS: usize = 2;
@@ -50,17 +50,8 @@ fn run(line: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         .map_err(|error| Failure::Run(format!("threads cannot be had: {error}")))?;
     // First the port: who has given a wrong one need not wait for a model.
     let listener = runtime.block_on(bind(&options))?;
-    let mut engine = session::open_engine(&options.model, &options.device)?;
-    engine.set_context(options.context);
-    let mut limits = Limits::of(&options.device);
-    options.limit(&mut limits);
-    let service = Service::start_with(engine, limits).map_err(|error| {
-        Failure::Run(format!("the engine cannot be started: {error}; try a smaller --ctx"))
-    })?;
-    let replay = options
-        .secret
-        .clone()
-        .map(|secret| Arc::new(Replay::new(Arc::clone(service.tokenizer()), secret, REPLAY_BYTES)));
+    let service = service(&options)?;
+    let replay = replay(&options, &service)?;
     let (app, stopper) = App::new(service.clone(), options.settings.clone(), replay)
         .map_err(|error| Failure::Run(format!("the server cannot be set up: {error}")))?;
     announce(&options, &listener, &service)?;
@@ -73,6 +64,59 @@ fn run(line: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
     served.map_err(|error| Failure::Run(format!("the server cannot go on: {error}")))?;
     tell("stopped");
     Ok(())
+}
+
+/// Loads the model, and finds what is kept of earlier prompts.
+fn service(options: &Options) -> Result<Service, Failure> {
+    let name = options.model.name();
+    let gguf = session::open(&options.model)?;
+    let mut engine = Engine::from_gguf(&gguf, &name, &options.device)
+        .map_err(|error| Failure::load(&name, &error))?;
+    engine.set_context(options.context);
+    let mut limits = Limits::of(&options.device);
+    options.limit(&mut limits);
+    let started = match &options.store {
+        None => Service::start_with(engine, limits),
+        Some(Kept { folder, budget, asked_for }) => {
+            match open_store(&gguf, &engine, folder, *budget) {
+                Ok(store) => Service::start_with_store(engine, limits, store),
+                Err(error) if *asked_for => {
+                    let folder = folder.display();
+                    return Err(Failure::Input(format!("--kv-disk-dir {folder}: {error}")));
+                }
+                Err(error) => {
+                    tell(&format!("prompts are forgotten when the server stops: {error}"));
+                    Service::start_with(engine, limits)
+                }
+            }
+        }
+    };
+    started.map_err(|error| {
+        Failure::Run(format!("the engine cannot be started: {error}; try a smaller --ctx"))
+    })
+}
+
+/// What remembers answers. With a folder for states its key stays the same, since what it has
+/// sealed comes back with them.
+fn replay(options: &Options, service: &Service) -> Result<Option<Arc<Replay>>, Failure> {
+    if !options.replay {
+        return Ok(None);
+    }
+    let asked_for = options.store.as_ref().is_some_and(|kept| kept.asked_for);
+    let secret = match service.store().map(|store| store.path().join("replay.key")) {
+        None => Secret::random(),
+        Some(file) => match Secret::from_file(&file) {
+            Ok(secret) => secret,
+            Err(error) if asked_for => return Err(Failure::Input(error.to_string())),
+            Err(error) => {
+                tell(&format!("answers are forgotten when the server stops: {error}"));
+                Secret::random()
+            }
+        },
+    };
+    let replay = Arc::new(Replay::new(Arc::clone(service.tokenizer()), secret, REPLAY_BYTES));
+    service.attach(replay.clone());
+    Ok(Some(replay))
 }
 
 async fn bind(options: &Options) -> Result<TcpListener, Failure> {

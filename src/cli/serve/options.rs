@@ -1,21 +1,33 @@
 //! What the command line of the server means, checked before a model is loaded.
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use candle_core::Device;
 
 use super::args::{LogFormat, ServeArgs};
+use crate::cache::store::default_folder;
 use crate::cli::failure::Failure;
 use crate::cli::model_path::ModelPath;
 use crate::cli::options::{model_path, read_text, use_threads};
 use crate::cli::place::Place;
+use crate::cli::terminal::tell;
 use crate::engine::Limits;
-use crate::server::{Access, Keys, Secret, Settings};
+use crate::server::{Access, Keys, Settings};
 
 /// The environment variable that holds a key.
 const KEY_VARIABLE: &str = "DS4_API_KEY";
+
+/// Where states are kept.
+pub struct Kept {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Bytes that it may take.
+    pub budget: u64,
+    /// Whether somebody named the folder, and wants to know if it cannot be used.
+    pub asked_for: bool,
+}
 
 /// How to serve.
 pub struct Options {
@@ -35,8 +47,10 @@ pub struct Options {
     kv_bytes: Option<usize>,
     /// How the log is written.
     pub log: (LogFormat, tracing::level_filters::LevelFilter),
-    /// What seals the notes that go out with reasoning; `None` if answers are not to be replayed.
-    pub secret: Option<Secret>,
+    /// Where states are kept, if they are.
+    pub store: Option<Kept>,
+    /// Whether answers are repeated to the token when they come back.
+    pub replay: bool,
     /// Everything else.
     pub settings: Settings,
 }
@@ -48,6 +62,7 @@ impl Options {
     /// What was typed makes no sense, or would not be safe.
     pub fn resolve(args: &ServeArgs) -> Result<Self, Failure> {
         check(args)?;
+        tell_ignored(args);
         if let Some(threads) = args.threads {
             use_threads(threads)?;
         }
@@ -89,9 +104,19 @@ impl Options {
             waiting: args.max_waiting,
             kv_bytes: args.kv_memory_mb.map(|megabytes| megabytes << 20),
             log: (args.log_format, args.log_level),
-            secret: secret(args)?,
+            store: Kept::resolve(args),
+            replay: !args.disable_exact_dsml_tool_replay,
             settings,
         })
+    }
+}
+
+impl Kept {
+    fn resolve(args: &ServeArgs) -> Option<Self> {
+        let budget = args.kv_disk_space_mb.saturating_mul(1 << 20);
+        let asked_for = args.kv_disk_dir.is_some();
+        let folder = args.kv_disk_dir.clone().or_else(default_folder)?;
+        (budget > 0).then_some(Self { folder, budget, asked_for })
     }
 }
 
@@ -106,18 +131,21 @@ impl Options {
     }
 }
 
-/// With a folder for prompts, the key stays the same, since what it seals comes back with them.
-fn secret(args: &ServeArgs) -> Result<Option<Secret>, Failure> {
-    if args.disable_exact_dsml_tool_replay {
-        return Ok(None);
+/// Says which flags of ds4 mean nothing here, so that nobody relies on them.
+fn tell_ignored(args: &ServeArgs) {
+    let numbers = [
+        ("--kv-cache-min-tokens", args.kv_cache_min_tokens),
+        ("--kv-cache-cold-max-tokens", args.kv_cache_cold_max_tokens),
+        ("--kv-cache-continued-interval-tokens", args.kv_cache_continued_interval_tokens),
+        ("--kv-cache-boundary-trim-tokens", args.kv_cache_boundary_trim_tokens),
+        ("--kv-cache-boundary-align-tokens", args.kv_cache_boundary_align_tokens),
+    ];
+    for (flag, _) in numbers.iter().filter(|(_, number)| number.is_some()) {
+        tell(&format!("{flag} has no effect: prompts are stored page by page as they are read"));
     }
-    let Some(folder) = &args.kv_disk_dir else { return Ok(Some(Secret::random())) };
-    let named = |error: std::io::Error| {
-        Failure::Input(format!("--kv-disk-dir {}: {error}", folder.display()))
-    };
-    std::fs::create_dir_all(folder).map_err(named)?;
-    let secret = Secret::from_file(&folder.join("replay.key"));
-    secret.map(Some).map_err(|error| Failure::Input(error.to_string()))
+    if args.tool_memory_max_ids.is_some() {
+        tell("--tool-memory-max-ids has no effect: what calls are remembered by has a bound in bytes");
+    }
 }
 
 fn check(args: &ServeArgs) -> Result<(), Failure> {

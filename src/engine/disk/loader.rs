@@ -1,5 +1,6 @@
 //! Reads states from the store.
 
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::Arc;
 use std::thread;
@@ -42,6 +43,9 @@ pub(in crate::engine) enum LoadError {
     /// The same lookup would find the same again.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// A defect of this program.
+    #[error("this program made an error while it read a state; please report it")]
+    Panicked,
 }
 
 /// The thread that reads.
@@ -76,12 +80,14 @@ impl Loader {
 }
 
 fn load(shared: &Shared, order: Order) -> Loaded {
-    let state = read(shared, &order).map(Arc::new);
+    // A job waits for the answer, whatever it is.
+    let state = catch_unwind(AssertUnwindSafe(|| read(shared, &order)));
+    let state = state.unwrap_or(Err(LoadError::Panicked)).map(Arc::new);
     let Order { job, namespace, tokens, .. } = order;
     Loaded { job, namespace, tokens, state }
 }
 
-fn read(shared: &Shared, order: &Order) -> Result<Snapshot, LoadError> {
+pub(super) fn read(shared: &Shared, order: &Order) -> Result<Snapshot, LoadError> {
     let Shared { layout, device, .. } = shared;
     let (hit, len) = (&order.hit, order.tokens.len());
     let mut restore = match &order.shared {

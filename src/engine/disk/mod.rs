@@ -15,7 +15,8 @@ use super::job::{Attach, Namespace};
 use super::prefixes::Found;
 use super::Engine;
 use crate::cache::image::{ImageError, ImageLayout};
-use crate::cache::store::{self, Fingerprint, Hit, OpenError, Settings, Store};
+use crate::cache::store::{Fingerprint, Hit, OpenError, Settings, SourceError, Store};
+use crate::cache::Snapshot;
 use crate::config::Config;
 use crate::gguf::{self, Gguf};
 use crate::tokenizer::Tokenizer;
@@ -42,15 +43,6 @@ pub enum StoreError {
     /// The model's shape.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// The model's shape.
-    #[error(
-        "states of this model come in pages of {found} tokens, and a store has pages of {}",
-        store::PAGE_TOKENS
-    )]
-    Page {
-        /// Tokens.
-        found: usize,
-    },
     /// The folder.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -68,9 +60,6 @@ pub fn open_store(
     budget: u64,
 ) -> Result<Store, StoreError> {
     let layout = ImageLayout::new(engine.model().config())?;
-    if layout.page_tokens() != store::PAGE_TOKENS {
-        return Err(StoreError::Page { found: layout.page_tokens() });
-    }
     let device = match engine.model().device() {
         Device::Cpu => "cpu",
         Device::Cuda(_) => "cuda",
@@ -78,7 +67,12 @@ pub fn open_store(
     };
     let shape: String = layout.fingerprint().iter().map(|byte| format!("{byte:02x}")).collect();
     let fingerprint = Fingerprint::of(gguf)?.with(device).with(&shape);
-    Ok(Store::open(folder, Settings { budget, ..Settings::new(fingerprint, layout.page_bytes()) })?)
+    let settings = Settings {
+        page_tokens: layout.page_tokens(),
+        budget,
+        ..Settings::new(fingerprint, layout.page_bytes())
+    };
+    Ok(Store::open(folder, settings)?)
 }
 
 /// A store at work.
@@ -99,22 +93,59 @@ struct Shared {
     attach: Arc<OnceLock<Arc<dyn Attach>>>,
 }
 
+impl Shared {
+    fn new(
+        engine: &Engine,
+        store: Store,
+        attach: Arc<OnceLock<Arc<dyn Attach>>>,
+    ) -> Result<Self, ImageError> {
+        let config = engine.model().config();
+        Ok(Self {
+            store,
+            layout: Arc::new(ImageLayout::new(config)?),
+            config: Arc::new(config.clone()),
+            device: engine.model().device().clone(),
+            tokenizer: Arc::new(engine.tokenizer().clone()),
+            attach,
+        })
+    }
+}
+
+/// Writes a state down and waits for it.
+pub(super) fn save_now(engine: &Engine, store: &Store, save: &Save) -> Result<(), SourceError> {
+    saver::write(&Shared::new(engine, store.clone(), Arc::default())?, save)
+}
+
+/// Reads what a store has of a prompt beyond what is in memory; says how many tokens that is.
+pub(super) fn load_now(
+    engine: &Engine,
+    store: &Store,
+    namespace: Namespace,
+    prompt: &[u32],
+    found: &Found,
+) -> Result<Option<(usize, Arc<Snapshot>)>, ImageError> {
+    let shared = Shared::new(engine, store.clone(), Arc::default())?;
+    while let Some(hit) = store.lookup(&namespace.0, prompt).filter(|hit| hit.len() > found.len()) {
+        let tokens = prompt[..hit.len()].to_vec();
+        let order = Order { job: 0, namespace, tokens, shared: found.frontier.clone(), hit };
+        match loader::read(&shared, &order) {
+            Ok(state) => return Ok(Some((order.tokens.len(), Arc::new(state)))),
+            // The next lookup finds what is left without it.
+            Err(LoadError::Read(_)) => {}
+            Err(LoadError::Image(error)) => return Err(error),
+            Err(LoadError::Panicked) => return Ok(None),
+        }
+    }
+    Ok(None)
+}
+
 impl Disk {
     pub fn new(
         engine: &Engine,
         store: Store,
         attach: Arc<OnceLock<Arc<dyn Attach>>>,
     ) -> std::io::Result<Self> {
-        let config = engine.model().config();
-        let layout = ImageLayout::new(config).map_err(std::io::Error::other)?;
-        let shared = Shared {
-            store,
-            layout: Arc::new(layout),
-            config: Arc::new(config.clone()),
-            device: engine.model().device().clone(),
-            tokenizer: Arc::new(engine.tokenizer().clone()),
-            attach,
-        };
+        let shared = Shared::new(engine, store, attach).map_err(std::io::Error::other)?;
         let loader = Loader::start(shared.clone())?;
         let saver = Saver::start(shared.clone())?;
         Ok(Self { shared, loader, saver })

@@ -1,5 +1,6 @@
 //! Writes states to the store.
 
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::Arc;
@@ -92,7 +93,9 @@ impl Drop for Saver {
 fn write_all(shared: &Shared, saves: &Receiver<Save>, counters: &Saves) {
     for save in saves {
         thread::sleep(LEAST_AGE.saturating_sub(save.since.elapsed()));
-        let counter = match write(shared, &save) {
+        // One state that cannot be written is no reason to write no more.
+        let written = catch_unwind(AssertUnwindSafe(|| write(shared, &save)));
+        let counter = match written.unwrap_or_else(|_| Err("this program made an error".into())) {
             Ok(()) => &counters.done,
             Err(error) => {
                 tracing::debug!(%error, tokens = save.tokens.len(), "a state was not saved");
@@ -103,7 +106,7 @@ fn write_all(shared: &Shared, saves: &Receiver<Save>, counters: &Saves) {
     }
 }
 
-fn write(shared: &Shared, save: &Save) -> Result<(), SourceError> {
+pub(super) fn write(shared: &Shared, save: &Save) -> Result<(), SourceError> {
     let Save { namespace, tokens, state, .. } = save;
     let Shared { layout, tokenizer, .. } = shared;
     let shorter = (tokens.len() < state.len()).then(|| go_back(shared, state, tokens.len()));

@@ -7,7 +7,7 @@ use super::super::disk::{Disk, LoadError, Loaded};
 use super::super::footprint::Footprint;
 use super::super::job::{Namespace, Update};
 use super::super::prefixes::Found;
-use super::super::running::{Running, Start};
+use super::super::running::{first_cache, Running, Start};
 use super::super::Engine;
 use super::Scheduler;
 use crate::cache::Snapshot;
@@ -83,7 +83,7 @@ impl Scheduler {
                     tracing::warn!(%error, "a prefix on disk cannot be used; it is computed again");
                     if let Some(waiting) = waiting {
                         waiting.held = None;
-                        if matches!(error, LoadError::Image(_)) {
+                        if !matches!(error, LoadError::Read(_)) {
                             waiting.lookups = 0;
                         }
                     }
@@ -99,7 +99,6 @@ impl Scheduler {
             let waiting = &mut self.waiting[next];
             let Start { id, namespace, ref prompt, .. } = waiting.start;
             let found = self.prefixes.find(namespace, prompt);
-            waiting.in_memory.get_or_insert(found.len());
             if let Some(held) = wait_for(&mut self.running, namespace, prompt, found.len()) {
                 waiting.held = Some(held);
                 self.stats.prefix_waits += 1;
@@ -120,6 +119,7 @@ impl Scheduler {
                 let prompt = &waiting.start.prompt;
                 if let Some(hit) = disk.find(namespace, prompt, &found) {
                     waiting.held = Some(Held::Read { job: id });
+                    waiting.in_memory.get_or_insert(found.len());
                     disk.load(id, namespace, prompt, found, hit);
                     continue;
                 }
@@ -159,7 +159,10 @@ impl Scheduler {
         match waiting.held {
             None => false,
             Some(Held::Computed { job, len }) => {
-                self.running.iter().any(|running| running.id == job && running.cache.len() < len)
+                let computes = |running: &Running| {
+                    running.id == job && !running.paused && running.cache.len() < len
+                };
+                self.running.iter().any(computes)
             }
             Some(Held::Read { job }) => {
                 self.waiting.iter().any(|other| other.start.id == job && other.is_loading())
@@ -185,28 +188,28 @@ impl Scheduler {
     fn begin(&mut self, engine: &Engine, waiting: Waiting, found: Found) {
         let Waiting { start, in_memory, .. } = waiting;
         let shared = found.shared;
-        match Running::start(engine, start, found) {
-            Ok(mut running) => {
-                let (cached, total) = (running.cached(), running.prompt);
-                let in_memory = in_memory.unwrap_or(0).min(cached);
-                let on_disk = cached - in_memory;
-                tracing::debug!(
-                    job = running.id,
-                    prompt = total,
-                    in_memory,
-                    on_disk,
-                    shared,
-                    "a job begins: its prompt's tokens, those known from memory and disk, and \
-                     those that it shares with any kept sequence"
-                );
-                self.stats.prompt_tokens += total as u64;
-                self.stats.cached_memory_tokens += in_memory as u64;
-                self.stats.cached_disk_tokens += on_disk as u64;
-                running.reply.tell(Update::Prefill { cached, done: cached, total });
-                self.running.push(running);
-            }
-            Err((reply, error)) => self.fail(reply, error),
-        }
+        let cache = match first_cache(engine, &found) {
+            Ok(cache) => cache,
+            Err(error) => return self.fail(start.reply, error),
+        };
+        let mut running = Running::start(start, found, cache);
+        let (cached, total) = (running.cached(), running.prompt);
+        let in_memory = in_memory.unwrap_or(cached).min(cached);
+        let on_disk = cached - in_memory;
+        tracing::debug!(
+            job = running.id,
+            prompt = total,
+            in_memory,
+            on_disk,
+            shared,
+            "a job begins: its prompt's tokens, those known from memory and disk, and those that \
+             it shares with any kept sequence"
+        );
+        self.stats.prompt_tokens += total as u64;
+        self.stats.cached_memory_tokens += in_memory as u64;
+        self.stats.cached_disk_tokens += on_disk as u64;
+        running.reply.tell(Update::Prefill { cached, done: cached, total });
+        self.running.push(running);
     }
 }
 
@@ -227,7 +230,8 @@ fn wait_for(
     let (shared, job) = running
         .iter_mut()
         // One that is behind what is known already would be waited for in vain.
-        .filter(|job| job.namespace == namespace && job.is_reading() && job.cache.len() >= known)
+        .filter(|job| job.namespace == namespace && job.is_reading() && !job.paused)
+        .filter(|job| job.cache.len() >= known)
         .map(|job| (job.shared(prompt), job))
         .filter(|(shared, job)| *shared > job.cache.len() && *shared >= known + WORTH_WAITING)
         .max_by_key(|(shared, _)| *shared)?;

@@ -246,7 +246,9 @@ fn memory_is_reserved_before_a_job_begins_and_what_is_kept_makes_room() {
     }
     assert!(jobs.stats().evicted > 0);
 
-    let mut large = enqueue(&mut jobs, &engine, job(&engine, ids(0, 3000), 5000));
+    let limits = Limits { kv_bytes: one - 1, ..jobs.limits.clone() };
+    let mut jobs = Scheduler::new(&engine, limits).unwrap();
+    let mut large = enqueue(&mut jobs, &engine, job(&engine, ids(0, 270), 30));
     let error = heard(&mut large).1.unwrap().unwrap_err();
-    assert!(error.contains("8000 tokens") && error.contains("--kv-memory-mb"), "{error}");
+    assert!(error.contains("300 tokens") && error.contains("--kv-memory-mb"), "{error}");
 }

@@ -178,9 +178,8 @@ impl Blocks {
 impl Encode for Blocks {
     fn event(&mut self, _: usize, event: Event, frames: &mut Frames) {
         match event {
-            Event::Prefill { done, total } => {
-                // What is known at first came from a cache.
-                self.start(Usage { prompt: total, cached: done, ..Usage::default() }, frames);
+            Event::Prefill { cached, total, .. } => {
+                self.start(Usage { prompt: total, cached, ..Usage::default() }, frames);
                 if self.told.get_or_insert_with(Instant::now).elapsed() >= PING {
                     self.told = Some(Instant::now());
                     frames.event("ping", &json!({ "type": "ping" }));

@@ -36,7 +36,8 @@ fn message(frames: &[(String, Value)]) -> Value {
                 message = data["message"].clone();
                 assert_eq!(message["content"], json!([]));
                 assert!(message["stop_reason"].is_null());
-                assert!(message["usage"]["input_tokens"].is_u64());
+                assert_eq!(message["usage"]["input_tokens"], 4);
+                assert_eq!(message["usage"]["cache_read_input_tokens"], 3);
             }
             "ping" => assert_eq!(state, "blocks"),
             "content_block_start" => {

@@ -14,22 +14,25 @@ pub fn html() -> &'static str {
     PAGE.get_or_init(|| DOCUMENT.replace("/*STYLE*/", STYLE).replace("/*SCRIPT*/", SCRIPT))
 }
 
-/// What the page may do, as the value of `Content-Security-Policy`: run its own script, and talk
-/// to where it came from.
+/// What the page may do, as the value of `Content-Security-Policy`.
 pub fn policy() -> &'static str {
     static POLICY: OnceLock<String> = OnceLock::new();
+    POLICY.get_or_init(|| policy_of(SCRIPT, STYLE))
+}
+
+/// The policy of a page that may run this script of its own, have this style, and talk to where it
+/// came from.
+pub fn policy_of(script: &str, style: &str) -> String {
     let hash = |text: &str| {
         let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
         format!("'sha256-{}'", BASE64_STANDARD.encode(digest))
     };
-    POLICY.get_or_init(|| {
-        format!(
-            "default-src 'none'; script-src {}; style-src {}; connect-src 'self'; \
-             img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-            hash(SCRIPT),
-            hash(STYLE),
-        )
-    })
+    format!(
+        "default-src 'none'; script-src {}; style-src {}; connect-src 'self'; img-src data:; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        hash(script),
+        hash(style),
+    )
 }
 
 #[cfg(test)]

@@ -265,7 +265,7 @@ impl Recall for Recalling<'_> {
             shown.trim().is_empty()
                 || shown.trim() == replay.tokenizer.decode(&note.reasoning).trim()
         });
-        same.then(|| Recorded { reasoning: Some(note.reasoning), rest: None })
+        same.then_some(Recorded { reasoning: Some(note.reasoning), rest: None })
     }
 }
 

@@ -123,6 +123,7 @@ impl Gpu {
     }
 
     /// Blocks that run at the same time if each takes a whole multiprocessor.
+    #[allow(dead_code, reason = "for ops whose grid is that of the GPU")]
     pub(crate) fn multiprocessors(&self) -> usize {
         match self {
             #[cfg(feature = "cuda")]

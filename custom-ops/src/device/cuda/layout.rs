@@ -104,11 +104,13 @@ pub(crate) fn number(format: Format) -> u32 {
 }
 
 /// `q8_0_in_tile` of layout.h.
+#[cfg(any(feature = "cuda-emulator", test))]
 pub(crate) fn q8_0_in_tile(row: usize, col: usize) -> usize {
     (row % 8 * 4 + col % 16 / 4) * 16 + col / 16 * 8 + row / 8 * 4 + col % 4
 }
 
 /// `q8_0_in_scales` of layout.h.
+#[cfg(any(feature = "cuda-emulator", test))]
 pub(crate) fn q8_0_in_scales(row: usize, block: usize) -> usize {
     row % 8 * 16 + block * 4 + row / 8 * 2
 }
@@ -119,6 +121,7 @@ pub(crate) fn d_row(blocks: usize) -> usize {
 }
 
 /// `iq2_xxs_d_at` of layout.h.
+#[cfg(any(feature = "cuda-emulator", test))]
 pub(crate) fn iq2_xxs_d_at(blocks: usize, block: usize) -> usize {
     let run = block / 16 * 16;
     if run + 16 <= blocks {
@@ -129,6 +132,7 @@ pub(crate) fn iq2_xxs_d_at(blocks: usize, block: usize) -> usize {
 }
 
 /// `q2_k_scale_at` of layout.h.
+#[cfg(any(feature = "cuda-emulator", test))]
 pub(crate) fn q2_k_scale_at(sixteen: usize) -> usize {
     4 * (sixteen / 8 * 2 + sixteen % 2) + sixteen / 2 % 4
 }

@@ -17,6 +17,7 @@ mod load;
 mod memory;
 #[cfg(feature = "cuda")]
 mod real;
+mod scratch;
 mod storage;
 
 #[cfg(feature = "cuda-emulator")]
@@ -36,6 +37,7 @@ pub(crate) use batch::{Batch, Rings, MAX_SEQUENCES};
 pub(crate) use launch::{Gpu, Kernel, Launch};
 pub(crate) use layout::{Planes, Weight};
 pub(crate) use memory::Packed;
+pub(crate) use scratch::{Scratch, ScratchSize};
 pub(crate) use storage::{Address, Input, Target};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));

@@ -1,0 +1,203 @@
+//! The whole model on CUDA against the CPU: the demo model, whose tokens are easily told apart.
+//!
+//! With the feature `cuda-emulator` its kernels run on the CPU, a few steps of it; with `cuda` on GPU 0,
+//! hundreds. The test binary needs no Rust where it runs:
+//!
+//!     cargo test --release --features cuda --test cuda --no-run
+#![cfg(any(feature = "cuda", feature = "cuda-emulator"))]
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use candle_ds4::candle::{Device, Tensor};
+use candle_ds4::demo::demo_model;
+use candle_ds4::gguf::Gguf;
+use candle_ds4::model::{Input, Logits, Model};
+use candle_ds4::ops::Workspace;
+use candle_ds4::tokenizer::Tokenizer;
+
+/// Steps that are compared; an emulated one takes a while.
+const STEPS: usize = if cfg!(feature = "cuda") { 500 } else { 4 };
+/// What activations in eight bits and halves may do to a score, as a share of the scores' spread.
+const TOLERANCE: f32 = 0.08;
+const QUESTION: &str = "What is the capital of France? The capital of France is";
+
+/// One thread owns the device.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn gguf() -> Gguf {
+    Gguf::from_bytes(demo_model()).unwrap()
+}
+
+fn prompt() -> Vec<u32> {
+    let tokenizer = Tokenizer::from_gguf(&gguf()).unwrap();
+    let mut ids = vec![tokenizer.control().bos];
+    ids.extend(tokenizer.encode(QUESTION));
+    ids
+}
+
+/// Runs `f` with the model where kernels run.
+fn on_gpu<R>(f: impl FnOnce(&Model) -> R) -> R {
+    #[cfg(feature = "cuda")]
+    {
+        let device = candle_ds4::ops::device::cuda::open(0).unwrap();
+        f(&Model::load(&gguf(), &device).unwrap())
+    }
+    #[cfg(not(feature = "cuda"))]
+    {
+        let model = Model::load(&gguf(), &Device::Cpu).unwrap();
+        candle_ds4::ops::device::cuda::emulate(7, || f(&model))
+    }
+}
+
+fn scores(logits: Tensor) -> Vec<Vec<f32>> {
+    logits.to_device(&Device::Cpu).unwrap().to_vec2().unwrap()
+}
+
+/// Scores after each of `tokens`, run in pieces of these lengths, the last of which repeats.
+fn run(model: &Model, tokens: &[u32], cuts: &[usize]) -> Vec<Vec<f32>> {
+    let ws = Workspace::new(model.device());
+    let mut cache = model.new_cache().unwrap();
+    let mut all = Vec::new();
+    let mut lengths = cuts.iter().copied();
+    let mut length = tokens.len();
+    while cache.len() < tokens.len() {
+        length = lengths.next().unwrap_or(length);
+        let from = cache.len();
+        let tokens = &tokens[from..tokens.len().min(from + length)];
+        // The scores of single tokens come from recorded steps.
+        let which = if tokens.len() == 1 { Logits::Last } else { Logits::All };
+        let input = Input { tokens, cache: &mut cache };
+        all.extend(scores(model.forward(&mut [input], which, &ws).unwrap()));
+    }
+    all
+}
+
+fn best(scores: &[f32]) -> usize {
+    (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap()
+}
+
+/// Fails if scores differ by more than the tolerance, or if a token that leads by more is another.
+fn same(case: &str, got: &[Vec<f32>], want: &[Vec<f32>]) {
+    assert_eq!(got.len(), want.len(), "{case}");
+    let mut worst = 0f32;
+    for (step, (got, want)) in got.iter().zip(want).enumerate() {
+        let mean = want.iter().sum::<f32>() / want.len() as f32;
+        let spread = want.iter().map(|s| (s - mean).powi(2)).sum::<f32>() / want.len() as f32;
+        let allowed = TOLERANCE * spread.sqrt();
+        for (got, want) in got.iter().zip(want) {
+            assert!(got.is_finite(), "{case}, step {step}: {got}");
+            worst = worst.max((got - want).abs() / spread.sqrt());
+        }
+        let (found, wanted) = (best(got), best(want));
+        let lead = want[wanted] - want[found];
+        assert!(lead <= 2.0 * allowed, "{case}, step {step}: token {found}, not {wanted} ({lead})");
+    }
+    println!("{case}: scores differ by {worst} of their spread at most");
+    assert!(worst <= TOLERANCE, "{case}: scores differ by {worst} of their spread");
+}
+
+#[test]
+fn the_same_tokens_as_on_the_cpu() {
+    let _turn = turn();
+    let model = Model::load(&gguf(), &Device::Cpu).unwrap();
+    let mut tokens = prompt();
+    let known = tokens.len();
+    // The CPU's own continuation, which both then read.
+    let ws = Workspace::new(&Device::Cpu);
+    let mut cache = model.new_cache().unwrap();
+    let mut from = 0;
+    for _ in 0..STEPS {
+        let input = Input { tokens: &tokens[from..], cache: &mut cache };
+        let logits = model.forward(&mut [input], Logits::Last, &ws).unwrap();
+        from = tokens.len();
+        tokens.push(best(&scores(logits)[0]) as u32);
+    }
+    let want = run(&model, &tokens, &[known, 1]);
+    let got = on_gpu(|model| run(model, &tokens, &[known, 1]));
+    same("greedy", &got, &want);
+}
+
+/// A step that is replayed does what a step that is launched op by op does, to the bit.
+#[test]
+fn recorded_steps_are_eager_ones() {
+    let _turn = turn();
+    let tokens: Vec<u32> = prompt().into_iter().cycle().take(STEPS.min(40) + 6).collect();
+    let (recorded, eager, nodes) = on_gpu(|model| {
+        let recorded = run(model, &tokens, &[6, 1]);
+        let nodes = model.recorded_nodes().unwrap();
+        let ws = Workspace::new(model.device());
+        let mut cache = model.new_cache().unwrap();
+        let mut eager = Vec::new();
+        for tokens in [&tokens[..6]].into_iter().chain(tokens[6..].chunks(1)) {
+            let input = Input { tokens, cache: &mut cache };
+            eager.extend(scores(model.forward(&mut [input], Logits::All, &ws).unwrap()));
+        }
+        (recorded, eager, nodes)
+    });
+    assert!(recorded == eager, "replayed and launched steps differ");
+    let [kernels, others, edges] = nodes.expect("nothing was recorded");
+    println!("{kernels} launches a step, {edges} programmatic edges");
+    assert_eq!(others, 0, "copies or allocations in a step");
+    if cfg!(feature = "cuda") {
+        assert_eq!(edges, kernels - 1, "every launch overlaps with its predecessor");
+    }
+}
+
+#[test]
+fn any_cut_gives_the_same_scores() {
+    let _turn = turn();
+    let many = if cfg!(feature = "cuda") { 300 } else { 20 };
+    let tokens: Vec<u32> = prompt().into_iter().cycle().take(many).collect();
+    let cpu = run(&Model::load(&gguf(), &Device::Cpu).unwrap(), &tokens, &[many]);
+    on_gpu(|model| {
+        same("at once", &run(model, &tokens, &[many]), &cpu);
+        same("in chunks", &run(model, &tokens, &[7, 2, many / 2]), &cpu);
+        if cfg!(feature = "cuda") {
+            same("token by token", &run(model, &tokens, &[1]), &cpu);
+        }
+    });
+}
+
+#[test]
+fn a_batch_is_its_sequences() {
+    let _turn = turn();
+    let prompt = prompt();
+    let count = if cfg!(feature = "cuda") { 8 } else { 3 };
+    // Sequences of different lengths.
+    let of = |index: usize| -> Vec<u32> {
+        prompt.iter().copied().cycle().skip(index).take(4 + index).collect()
+    };
+    on_gpu(|model| {
+        let ws = Workspace::new(model.device());
+        let mut caches: Vec<_> = (0..count).map(|_| model.new_cache().unwrap()).collect();
+        let sequences: Vec<Vec<u32>> = (0..count).map(of).collect();
+        let mut inputs: Vec<_> = sequences
+            .iter()
+            .zip(&mut caches)
+            .map(|(tokens, cache)| Input { tokens, cache })
+            .collect();
+        model.forward(&mut inputs, Logits::None, &ws).unwrap();
+        // Three steps: eager, recorded, replayed.
+        let mut together = vec![Vec::new(); count];
+        for step in 0..3 {
+            let tokens: Vec<u32> = (0..count).map(|index| prompt[(index + step) % 5]).collect();
+            let mut inputs: Vec<_> = tokens
+                .chunks(1)
+                .zip(&mut caches)
+                .map(|(tokens, cache)| Input { tokens, cache })
+                .collect();
+            let logits = scores(model.forward(&mut inputs, Logits::Last, &ws).unwrap());
+            together.iter_mut().zip(logits).for_each(|(all, logits)| all.push(logits));
+        }
+        for (index, together) in together.iter().enumerate() {
+            let mut tokens = of(index);
+            let known = tokens.len();
+            tokens.extend((0..3).map(|step| prompt[(index + step) % 5]));
+            let alone = run(model, &tokens, &[known, 1]);
+            same(&format!("sequence {index}"), together, &alone[known..]);
+        }
+    });
+}

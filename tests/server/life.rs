@@ -1,0 +1,226 @@
+//! Clients that go away, say nothing, or come in crowds.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use candle_ds4::server::Settings;
+use serde_json::{json, Value};
+
+use crate::client::{bytes, connect, request, start, PATIENCE};
+
+/// A request whose answer does not end by itself for a long time.
+fn endless(stream: bool) -> Vec<u8> {
+    let eos = crate::client::service().tokenizer().control().eos;
+    let body = json!({ "prompt": "The river", "max_tokens": 12_000, "stream": stream,
+        "logit_bias": { (eos.to_string()): -100 } });
+    bytes("POST", "/v1/completions", &[], body.to_string().as_bytes())
+}
+
+/// Waits until a number of the server is what it should become.
+fn until(address: SocketAddr, what: &str, wanted: impl Fn(f64) -> bool) {
+    let start = Instant::now();
+    loop {
+        let metrics = request(address, "GET", "/metrics", &[], b"");
+        let line = metrics.text().lines().find(|line| line.starts_with(what)).map(str::to_owned);
+        let value = line.as_ref().and_then(|line| line.rsplit(' ').next()?.parse().ok());
+        if value.is_some_and(&wanted) {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "{what} stays {value:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+const ABORTED: &str = "vllm:request_success_total{finished_reason=\"abort\"";
+
+/// The count of answers that were broken off on a server of its own.
+fn aborted(address: SocketAddr) -> f64 {
+    let metrics = request(address, "GET", "/metrics", &[], b"");
+    // Labels come in the order that the registry has.
+    let line = metrics
+        .text()
+        .lines()
+        .find(|line| line.starts_with("vllm:request_success_total") && line.contains("\"abort\""));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
+}
+
+fn until_aborted(address: SocketAddr, count: f64) {
+    let start = Instant::now();
+    while aborted(address) < count {
+        assert!(start.elapsed() < PATIENCE, "{ABORTED}: {} of {count}", aborted(address));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn an_answer_stops_when_its_reader_goes_away() {
+    let address = start(Settings::default());
+    for (round, stream) in [true, false].into_iter().enumerate() {
+        let mut connection = connect(address);
+        connection.write_all(&endless(stream)).unwrap();
+        if stream {
+            let mut first = [0; 512];
+            assert!(connection.read(&mut first).unwrap() > 0);
+        } else {
+            // Nothing comes before the end: the answer is known to run by its numbers alone.
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        drop(connection);
+        until_aborted(address, (round + 1) as f64);
+    }
+}
+
+#[test]
+fn a_client_that_does_not_say_what_it_wants_is_let_go() {
+    let settings = Settings {
+        header_timeout: Duration::from_millis(300),
+        idle_timeout: Duration::from_millis(600),
+        body_timeout: Duration::from_millis(300),
+        ..Settings::default()
+    };
+    let address = start(settings);
+    for sent in ["", "GET /health HT", "GET /health HTTP/1.1\r\nhost: localhost\r\nx-a: "] {
+        let mut stream = connect(address);
+        stream.write_all(sent.as_bytes()).unwrap();
+        let mut rest = Vec::new();
+        // It ends, with an error or without.
+        let _ = stream.read_to_end(&mut rest);
+        assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 4"), "{rest:?}");
+    }
+    let mut stream = connect(address);
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+        content-type: application/json\r\ncontent-length: 1000\r\n\r\n{\"messages\": ";
+    stream.write_all(head.as_bytes()).unwrap();
+    let response = crate::client::read(&mut stream);
+    assert_eq!(response.status, 408, "{response:?}");
+}
+
+#[test]
+fn headers_without_end_are_cut_short() {
+    let address = crate::client::server();
+    let mut stream = connect(address);
+    let line = format!("x-{}: y\r\n", "z".repeat(1000));
+    let _ = stream.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n");
+    for _ in 0..1000 {
+        if stream.write_all(line.as_bytes()).is_err() {
+            break;
+        }
+    }
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest);
+    assert!(
+        rest.is_empty() || rest.starts_with(b"HTTP/1.1 4"),
+        "{}",
+        String::from_utf8_lossy(&rest)
+    );
+    assert_eq!(crate::client::get("/health").status, 200);
+}
+
+#[test]
+fn connections_beyond_the_limit_are_turned_away() {
+    let address = start(Settings { connections: 2, ..Settings::default() });
+    let held: Vec<TcpStream> = (0..2).map(|_| connect(address)).collect();
+    std::thread::sleep(Duration::from_millis(100));
+    let response = request(address, "GET", "/health", &[], b"");
+    assert_eq!((response.status, response.header("retry-after")), (503, Some("2")));
+    crate::shapes::check(&crate::shapes::error(), &response.json());
+    drop(held);
+    until(address, "ds4_http_turned_away_total", |count| count >= 1.0);
+}
+
+#[test]
+fn a_connection_is_used_for_many_requests() {
+    let mut stream = connect(crate::client::server());
+    for _ in 0..3 {
+        stream.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+        let mut received = Vec::new();
+        while !received.ends_with(b"}") {
+            let mut buffer = [0; 1024];
+            let count = stream.read(&mut buffer).unwrap();
+            assert!(count > 0, "closed after {}", String::from_utf8_lossy(&received));
+            received.extend_from_slice(&buffer[..count]);
+        }
+    }
+}
+
+/// Opens idle connections, and answers a request beside them.
+fn idle(count: usize) {
+    let address = start(Settings { connections: count + 100, ..Settings::default() });
+    let held: Vec<TcpStream> = (0..count).map(|_| connect(address)).collect();
+    let body = json!({ "messages": [{ "role": "user", "content": "What is 12 + 30?" }] });
+    let first = |address| {
+        let start = Instant::now();
+        let mut stream = connect(address);
+        let mut body = body.clone();
+        body["stream"] = true.into();
+        let sent = bytes("POST", "/v1/chat/completions", &[], body.to_string().as_bytes());
+        stream.write_all(&sent).unwrap();
+        let mut buffer = [0; 256];
+        assert!(stream.read(&mut buffer).unwrap() > 0);
+        start.elapsed()
+    };
+    let beside: Duration = (0..10).map(|_| first(address)).min().unwrap();
+    let alone: Duration = (0..10).map(|_| first(crate::client::server())).min().unwrap();
+    println!("first bytes: {beside:?} beside {count} idle connections, {alone:?} alone");
+    assert_eq!(held.len(), count);
+}
+
+#[test]
+fn idle_connections_do_no_harm() {
+    idle(200);
+}
+
+/// Run with `ulimit -n 25000; cargo test --release --test server -- --ignored --nocapture
+/// ten_thousand_idle_connections`.
+#[test]
+#[ignore = "needs 20,000 open files"]
+fn ten_thousand_idle_connections_do_no_harm() {
+    idle(10_000);
+}
+
+/// Resident memory of this process in kilobytes; 0 where the system does not tell.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.trim().split(' ').next()?.parse().ok()).unwrap_or(0)
+}
+
+fn abort(cycles: usize) -> (u64, u64) {
+    let address = start(Settings::default());
+    let mut before = 0;
+    for cycle in 0..cycles {
+        let mut stream = connect(address);
+        stream.write_all(&endless(cycle % 2 == 0)).unwrap();
+        if cycle % 4 < 2 {
+            // Some go before they are answered, some in the middle.
+            std::thread::sleep(Duration::from_millis((cycle % 7) as u64));
+        }
+        drop(stream);
+        if cycle == cycles / 4 {
+            before = resident();
+        }
+        if cycle % 50 == 49 {
+            until(address, "vllm:num_requests_running", |running| running < 8.0);
+        }
+    }
+    until(address, "ds4_http_connections", |open| open <= 1.0);
+    until(address, "vllm:num_requests_waiting", |waiting| waiting == 0.0);
+    let health: Value = request(address, "GET", "/health", &[], b"").ok();
+    assert_eq!(health["status"], "ok");
+    (before, resident())
+}
+
+#[test]
+fn clients_that_connect_and_go_leave_nothing_behind() {
+    abort(60);
+}
+
+/// Run with `cargo test --release --test server -- --ignored --nocapture two_thousand_clients`.
+#[test]
+#[ignore = "takes a minute; wants to be the only test that runs"]
+fn two_thousand_clients_that_connect_and_go_leave_no_memory_behind() {
+    let (before, after) = abort(2000);
+    println!("resident: {before} kB after 500 cycles, {after} kB after 2000");
+    assert!(after < before + before / 10 + 8192, "{before} kB grew to {after} kB");
+}

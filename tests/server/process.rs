@@ -1,0 +1,248 @@
+//! The program: how it starts, what it says, how it ends.
+
+#![cfg(unix)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::{json, Value};
+
+use crate::client::{bytes, connect, parse, request, PATIENCE};
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// A server in a process of its own.
+struct Server {
+    child: Child,
+    address: SocketAddr,
+    /// What it says on standard error.
+    said: Option<JoinHandle<String>>,
+    /// From the start to the line that says where it listens.
+    ready: Duration,
+}
+
+impl Server {
+    fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let start = Instant::now();
+        let mut child = command(arguments).envs(environment.iter().copied()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (sender, receiver) = mpsc::channel();
+        let said = std::thread::spawn(move || {
+            let mut said = String::new();
+            while let Some(Ok(line)) = lines.next() {
+                if let Some((_, rest)) = line.split_once("listening on http://") {
+                    let _ = sender.send(rest.split(' ').next().unwrap_or_default().to_owned());
+                }
+                said.push_str(&line);
+                said.push('\n');
+            }
+            said
+        });
+        let address = receiver.recv_timeout(PATIENCE).unwrap().parse().unwrap();
+        Self { child, address, said: Some(said), ready: start.elapsed() }
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Waits for the end; the exit code, and what was said.
+    fn end(mut self) -> (Option<i32>, String) {
+        let status = self.child.wait().unwrap();
+        (status.code(), self.said.take().unwrap().join().unwrap())
+    }
+
+    fn stop(self) -> String {
+        self.signal("TERM");
+        let (code, said) = self.end();
+        assert_eq!(code, Some(0), "{said}");
+        said
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ds4-server"));
+    command.args(arguments).current_dir(std::env::temp_dir());
+    command.env_remove("DS4_MODEL").env_remove("DS4_API_KEY");
+    // Nothing is kept from one test to the next.
+    command.env_remove("HOME").env_remove("XDG_CACHE_HOME");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn refused(arguments: &[&str]) -> String {
+    let output = command(arguments).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.starts_with("ds4-server: ") && !said.contains("panicked"), "{said}");
+    said
+}
+
+fn ask(content: &str, stream: bool) -> Vec<u8> {
+    let body = json!({ "messages": [{ "role": "user", "content": content }], "stream": stream });
+    body.to_string().into_bytes()
+}
+
+#[test]
+fn it_starts_says_where_and_ends_when_told() {
+    let server = Server::start(&["--port", "0"], &[]);
+    let response = request(server.address, "POST", CHAT, &[], &ask("What is 12 + 30?", false));
+    assert!(response.ok()["choices"][0]["message"]["content"].as_str().unwrap().contains("42"));
+    println!("ready after {:?}", server.ready);
+    let said = server.stop();
+    for needle in ["bundled demo model", "ds4-server -m q2-imatrix", "/v1", "stopped"] {
+        assert!(said.contains(needle), "{needle:?} is not in: {said}");
+    }
+}
+
+#[test]
+fn what_is_not_safe_does_not_start() {
+    let said = refused(&["--host", "0.0.0.0", "--port", "0"]);
+    assert!(said.contains("--api-key-file") && said.contains("--insecure"), "{said}");
+    assert!(refused(&["--host", "no.such.host.invalid"]).contains("127.0.0.1"));
+    assert!(refused(&["--ctx", "1"]).contains("--ctx"));
+    assert!(refused(&["--cors", "not-an-origin"]).contains("--cors"));
+    assert!(refused(&["--api-key-file", "nowhere.txt"]).contains("nowhere.txt"));
+    assert!(refused(&["-m", "nowhere.gguf", "--port", "0"]).contains("nowhere.gguf"));
+    let folder = tempfile::tempdir().unwrap();
+    let empty = folder.path().join("keys");
+    std::fs::write(&empty, "# none yet\n").unwrap();
+    assert!(refused(&["--api-key-file", empty.to_str().unwrap()]).contains("no key"));
+
+    let open = Server::start(&["--host", "0.0.0.0", "--port", "0", "--insecure"], &[]);
+    let port = open.address.port();
+    let taken = refused(&["--port", &port.to_string(), "--host", "0.0.0.0", "--insecure"]);
+    assert!(taken.contains("--port"), "{taken}");
+    assert!(open.stop().contains("--insecure"));
+}
+
+#[test]
+fn the_log_has_neither_keys_nor_prompts_and_the_trace_has_prompts() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace.txt");
+    let arguments = ["--port", "0", "--log-format", "json", "--trace", trace.to_str().unwrap()];
+    let server = Server::start(&arguments, &[("DS4_API_KEY", "s3cret-key")]);
+    let post = |key: &str, content: &str| {
+        let headers = [("x-api-key", key)];
+        request(server.address, "POST", CHAT, &headers, &ask(content, false))
+    };
+    assert_eq!(post("s3cret-key", "What is the capital of France?").status, 200);
+    assert_eq!(post("s3cret-key", "What is the capital of Italy?").status, 200);
+    assert_eq!(post("wrong-key", "What is the capital of Spain?").status, 401);
+    let odd = "/v1/\u{1b}[31mx%0aINFO";
+    let _ = request(server.address, "GET", &odd.replace('\u{1b}', "%1b"), &[], b"");
+    let said = server.stop();
+    for secret in ["s3cret", "wrong-key", "capital", "Paris", "[31m"] {
+        assert!(!said.contains(secret), "{secret:?} is in: {said}");
+    }
+    let events: Vec<Value> =
+        said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let answers = events.iter().filter(|event| event["message"] == "answer");
+    assert_eq!(answers.count(), 2, "{said}");
+    let asked = events.iter().filter(|event| event["message"] == "request");
+    let ids: Vec<&str> = asked.filter_map(|event| event["request"].as_str()).collect();
+    assert!(ids.len() >= 3 && ids.iter().all(|id| id.starts_with("req_")), "{said}");
+    let traced = std::fs::read_to_string(&trace).unwrap();
+    for needle in ["capital of France?", "Paris", "cache: ", "then differs", " Italy", "-- answer"]
+    {
+        assert!(traced.contains(needle), "{needle:?} is not in: {traced}");
+    }
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(std::fs::metadata(&trace).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+/// What a client saw of an answer when the server was stopped.
+fn whole(received: &[u8]) -> bool {
+    if received.is_empty() {
+        // Not accepted any more.
+        return true;
+    }
+    let Some(response) = parse(received) else { return false };
+    if response.status != 200 {
+        return response.status == 503;
+    }
+    if response.header("content-type") == Some("application/json") {
+        return response.json()["choices"].is_array();
+    }
+    let frames = response.frames();
+    let Some(last) = frames.last() else { return false };
+    last.data == "[DONE]" || serde_json::from_str::<Value>(&last.data).unwrap()["error"].is_object()
+}
+
+/// Stops a server while it answers, `rounds` times.
+fn stop_under_load(rounds: u64) {
+    for round in 0..rounds {
+        let server = Server::start(&["--port", "0", "--grace", "1", "--log-level", "off"], &[]);
+        let address = server.address;
+        let clients: Vec<_> = (0..6)
+            .map(|client| {
+                std::thread::spawn(move || {
+                    // One of them wants more than the grace allows.
+                    let body = match client {
+                        0 => json!({ "prompt": "The river", "max_tokens": 12_000, "stream": true,
+                            "logit_bias": { "1": -100 } }),
+                        _ => json!({ "prompt": "The river", "max_tokens": 100 * client,
+                            "stream": client % 2 == 0 }),
+                    };
+                    let body = body.to_string();
+                    let mut stream = connect(address);
+                    let sent = bytes("POST", "/v1/completions", &[], body.as_bytes());
+                    let mut received = Vec::new();
+                    if stream.write_all(&sent).is_ok() {
+                        let _ = stream.read_to_end(&mut received);
+                    }
+                    received
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(30 + 83 * (round % 7)));
+        server.signal("TERM");
+        for client in clients {
+            let received = client.join().unwrap();
+            assert!(whole(&received), "round {round}: {}", String::from_utf8_lossy(&received));
+        }
+        let (code, said) = server.end();
+        assert_eq!(code, Some(0), "{said}");
+    }
+}
+
+#[test]
+fn a_stop_under_load_leaves_no_answer_without_an_end() {
+    stop_under_load(3);
+}
+
+/// Run with `cargo test --release --test server -- --ignored fifty_stops`.
+#[test]
+#[ignore = "takes minutes"]
+fn fifty_stops_under_load_leave_no_answer_without_an_end() {
+    stop_under_load(50);
+}
+
+#[test]
+fn a_second_signal_does_not_wait() {
+    let server = Server::start(&["--port", "0", "--grace", "600"], &[]);
+    let body = json!({ "prompt": "The river", "max_tokens": 12_000, "stream": true,
+        "logit_bias": { "1": -100 } });
+    let mut stream = connect(server.address);
+    let sent = bytes("POST", "/v1/completions", &[], body.to_string().as_bytes());
+    stream.write_all(&sent).unwrap();
+    let mut first = [0; 256];
+    assert!(stream.read(&mut first).unwrap() > 0);
+    server.signal("INT");
+    std::thread::sleep(Duration::from_millis(200));
+    server.signal("TERM");
+    let (code, said) = server.end();
+    assert!(code == Some(130) || (code == Some(0) && said.contains("stopped")), "{code:?} {said}");
+}
