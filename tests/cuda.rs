@@ -18,7 +18,7 @@ use candle_ds4::tokenizer::Tokenizer;
 /// Steps that are compared; an emulated one takes a while.
 const STEPS: usize = if cfg!(feature = "cuda") { 500 } else { 4 };
 /// What activations in eight bits and halves may do to a score, as a share of the scores' spread.
-const TOLERANCE: f32 = 0.08;
+const TOLERANCE: f32 = 0.15;
 const QUESTION: &str = "What is the capital of France? The capital of France is";
 
 /// One thread owns the device.

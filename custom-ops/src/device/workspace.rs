@@ -17,8 +17,10 @@ use super::host_mut;
 /// op's values. What outlives a frame is taken before the frame is opened.
 pub struct Workspace {
     device: Device,
-    buffers: RefCell<Vec<Tensor>>,
-    next: Cell<usize>,
+    /// By type, f32 and u32: a request of one type must not displace a buffer of the other, whose address
+    /// may be recorded.
+    buffers: [RefCell<Vec<Tensor>>; 2],
+    next: Cell<[usize; 2]>,
     #[cfg(cuda_kernels)]
     scratch: RefCell<Option<Tensor>>,
     poison: bool,
@@ -27,14 +29,14 @@ pub struct Workspace {
 /// Returns what was taken since [`Workspace::frame`] when it goes out of scope.
 pub struct Frame<'a> {
     workspace: &'a Workspace,
-    mark: usize,
+    mark: [usize; 2],
 }
 
 impl Workspace {
     /// An empty workspace; it grows as the first steps ask.
     pub fn new(device: &Device) -> Self {
         let poison = cfg!(any(test, debug_assertions));
-        let (buffers, next) = (RefCell::new(Vec::new()), Cell::new(0));
+        let (buffers, next) = Default::default();
         Self {
             device: device.clone(),
             buffers,
@@ -81,7 +83,8 @@ impl Workspace {
     /// Bytes held, used or not.
     pub fn bytes(&self) -> usize {
         let bytes = |b: &Tensor| b.elem_count() * b.dtype().size_in_bytes();
-        let all: usize = self.buffers.borrow().iter().map(bytes).sum();
+        let all: usize =
+            self.buffers.iter().map(|all| all.borrow().iter().map(bytes).sum::<usize>()).sum();
         #[cfg(cuda_kernels)]
         let all = all + self.scratch.borrow().as_ref().map_or(0, bytes);
         all
@@ -110,10 +113,12 @@ impl Workspace {
     }
 
     fn take(&self, shape: Shape, dtype: DType) -> Result<Tensor> {
-        let index = self.next.get();
+        let kind = usize::from(dtype != DType::F32);
+        let mut next = self.next.get();
+        let index = next[kind];
         let wanted = shape.elem_count();
-        let mut buffers = self.buffers.borrow_mut();
-        let fits = |b: &Tensor| b.dtype() == dtype && b.elem_count() >= wanted;
+        let mut buffers = self.buffers[kind].borrow_mut();
+        let fits = |b: &Tensor| b.elem_count() >= wanted;
         if !buffers.get(index).is_some_and(fits) {
             // At least one element: candle refuses to narrow an empty tensor.
             let fresh = Tensor::zeros(wanted.max(1), dtype, &self.device)?;
@@ -124,7 +129,8 @@ impl Workspace {
         }
         let tensor = buffers[index].narrow(0, 0, wanted)?.reshape(shape)?;
         drop(buffers);
-        self.next.set(index + 1);
+        next[kind] += 1;
+        self.next.set(next);
         if self.poison {
             tensor.inplace_op1(&Poison)?;
         }
