@@ -12,10 +12,12 @@ use candle_ds4_ops::device::{capture, upload, Graph};
 use candle_ds4_ops::{Ragged, Workspace};
 
 use super::{ForwardError, Input, Logits, Model, Step};
+use crate::config::{Config, LayerKind};
 
 /// Recordings that are kept: for so many sets of sequences that take turns.
 const KEPT: usize = 4;
-/// Tokens of context up to which the first recording of a set holds; the next ones double that.
+/// Tokens of context up to which the first recording of a set holds, in a model without an indexer; the
+/// next ones double that.
 const REACH: usize = 2048;
 
 /// The recordings of a model.
@@ -55,7 +57,7 @@ impl Recorder {
         let layers: Vec<u64> = inputs.iter().map(|input| input.cache.layers_id()).collect();
         let starts: Vec<usize> = inputs.iter().map(|input| input.cache.len()).collect();
         let end = starts.iter().max().map_or(1, |start| start + 1);
-        let reach = end.next_power_of_two().max(REACH);
+        let reach = end.next_power_of_two().max(first_reach(model.config()));
 
         let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
         // Out of the list while it runs: a step that fails is not kept.
@@ -70,6 +72,18 @@ impl Recorder {
         }
         steps.push(step);
         Ok(logits)
+    }
+}
+
+/// As long as no row needs to be chosen: up to there a step has fewer launches.
+fn first_reach(config: &Config) -> usize {
+    let ratio = config.layers.iter().find_map(|kind| match kind {
+        LayerKind::Sparse { ratio } => Some(*ratio),
+        _ => None,
+    });
+    match (&config.indexer, ratio) {
+        (Some(indexer), Some(ratio)) => (indexer.top_k * ratio).max(1),
+        _ => REACH,
     }
 }
 
