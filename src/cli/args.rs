@@ -15,7 +15,7 @@ the answer is printed, as the model wrote it. NO_COLOR and TERM=dumb turn render
 
 Exit codes: 0 done, 1 failed while running, 2 bad usage or input, 130 interrupted.
 
-To work on models: ds4 logits, perplexity, imatrix, synth; each has a --help.
+To work on models: ds4 inspect, logits, perplexity, imatrix, synth; each has a --help.
 
 Examples:
   ds4 pull q2-imatrix --link            fetch a model
@@ -99,6 +99,7 @@ pub enum Command {
     /// See, check or clear the prompts that are known on disk
     Cache(super::cache::CacheArgs),
     /// List what is in a GGUF file
+    #[command(hide = true)]
     Inspect {
         /// The file
         file: PathBuf,
@@ -159,7 +160,7 @@ pub enum Command {
     /// Write a model of the full shape with random weights, for measurements
     #[command(hide = true)]
     Synth(SynthArgs),
-    /// Measure how fast prompts are read and answers written, at growing context
+    /// Measure speed at growing context
     Bench(BenchArgs),
 }
 
