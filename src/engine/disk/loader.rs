@@ -97,9 +97,18 @@ pub(super) fn read(shared: &Shared, order: &Order) -> Result<Snapshot, LoadError
         }
         None => layout.restore(len, device)?,
     };
-    // Both are looked at in any case: what is damaged is then out of the way, and written anew.
+    // All of it is looked at in any case: what is damaged is then out of the way, and written anew.
     let frontier = hit.frontier();
     let first = restore.next_page().unwrap_or(hit.pages());
-    hit.read_pages(first..hit.pages(), |_, rows| restore.push(rows).map_err(LoadError::from))?;
+    let pages = first..hit.pages();
+    let taken =
+        hit.read_pages(pages.clone(), |_, rows| restore.push(rows).map_err(LoadError::from));
+    if let Err(error) = taken {
+        let mut rows = vec![0; layout.page_bytes()];
+        for page in pages {
+            let _ = hit.read_page(page, &mut rows);
+        }
+        return Err(error);
+    }
     Ok(restore.finish(&frontier?.state)?)
 }
