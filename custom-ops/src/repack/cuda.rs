@@ -42,7 +42,7 @@ pub(crate) fn repack_rows(
 }
 
 /// The same for tests on any executor.
-#[cfg(test)]
+#[cfg(all(test, feature = "cuda-emulator"))]
 pub(super) fn repack_all(
     gpu: &crate::device::cuda::Gpu,
     format: Format,

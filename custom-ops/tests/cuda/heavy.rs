@@ -208,10 +208,12 @@ fn one_token_of_the_two_bit_model() {
 
 const DIM: usize = 512;
 
+/// Sequences, heads, window, ratio, format of rows, and how many of them are chosen.
+type Case<'a> = (&'a [(usize, usize)], usize, usize, Option<usize>, RowFormat, Option<usize>);
+
 /// Sequences as `(tokens before, tokens in the batch)`.
 struct Attention {
     of: Vec<(usize, usize)>,
-    heads: usize,
     window: usize,
     ratio: Option<usize>,
     format: RowFormat,
@@ -253,7 +255,6 @@ impl Attention {
         });
         Self {
             of: of.to_vec(),
-            heads,
             window,
             ratio,
             format,
@@ -321,7 +322,7 @@ impl Attention {
 fn attention_over_rings_pages_and_choices() {
     let mut rng = random();
     let (plain, packed) = (RowFormat::F32 { width: DIM }, RowFormat::Fp8 { nope: 448, rope: 64 });
-    let cases: [(&[(usize, usize)], usize, usize, Option<usize>, RowFormat, Option<usize>); 7] = [
+    let cases: [Case<'_>; 7] = [
         (&[(0, 1)], 4, 128, None, plain, None),
         (&[(200, 1), (3, 2)], 12, 128, None, plain, None),
         (&[(300, 1)], 4, 128, Some(4), packed, None),

@@ -59,7 +59,7 @@ impl Launch {
         if self.block == 0 || self.block > 1024 {
             bail!("{name}: blocks of {} threads, 1 to 1024 are possible", self.block);
         }
-        if self.cluster == 0 || self.cluster > 16 || self.grid[0] % self.cluster != 0 {
+        if self.cluster == 0 || self.cluster > 16 || !self.grid[0].is_multiple_of(self.cluster) {
             bail!("{name}: {} blocks in clusters of {}", self.grid[0], self.cluster);
         }
         Ok(())

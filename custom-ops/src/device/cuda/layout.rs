@@ -170,7 +170,8 @@ mod tests {
         for format in Format::ALL {
             let planes = Planes::new(format, 5, 19, 3 * 256).unwrap();
             for i in 0..3 {
-                assert!(planes.offset[i] % ALIGN == 0 && planes.stride[i] % ALIGN == 0);
+                assert!(planes.offset[i].is_multiple_of(ALIGN));
+                assert!(planes.stride[i].is_multiple_of(ALIGN));
                 let end = planes.offset[i] + 5 * planes.stride[i];
                 assert_eq!(end, planes.offset.get(i + 1).copied().unwrap_or(planes.bytes));
             }
