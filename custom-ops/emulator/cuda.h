@@ -116,6 +116,14 @@ DEVICE T shuffle_up(T value, uint32_t by, emulator::Site site = emulator::Site::
 DEVICE uint32_t warp_ballot(bool vote, emulator::Site site = emulator::Site::here()) {
     return emulator::ballot(emulator::ALL_LANES, vote, site);
 }
+DEVICE uint32_t warp_least(uint32_t value, emulator::Site site = emulator::Site::here()) {
+    for (uint32_t mask = 16; mask != 0; mask /= 2) value = min(value, shuffle_xor(value, mask, site));
+    return value;
+}
+DEVICE uint32_t warp_greatest(uint32_t value, emulator::Site site = emulator::Site::here()) {
+    for (uint32_t mask = 16; mask != 0; mask /= 2) value = max(value, shuffle_xor(value, mask, site));
+    return value;
+}
 DEVICE void warp_sync(emulator::Site site = emulator::Site::here()) {
     emulator::warp_barrier(emulator::ALL_LANES, site);
 }
@@ -205,6 +213,7 @@ DEVICE uint32_t byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
 
 DEVICE uint32_t opaque(uint32_t value) { return value; }
 DEVICE float fast_exp(float value) { return std::exp(value); }
+DEVICE float fast_reciprocal(float value) { return 1.0f / value; }
 
 // ------------------------------------------------------------------------------------------------
 // memory.cuh

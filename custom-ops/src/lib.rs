@@ -20,14 +20,18 @@ mod rms_norm;
 mod rope;
 mod rounding;
 mod router;
+mod settle;
 
-pub use attention::{sink_attention, Compressed, Selection};
+pub use attention::{sink_attention, turned_attention, Attention, Compressed, Selection};
 pub use blocks::Format;
 pub use compressor::{pool, PoolState, Pooling};
 pub use device::Workspace;
 pub use embed::embed;
-pub use experts::{experts, Mlp};
-pub use hyper_connection::{hyper_collapse, hyper_expand, hyper_head_mix, hyper_mix, MixParams};
+pub use experts::{experts, routed_experts, Mlp};
+pub use hyper_connection::{
+    hyper_collapse, hyper_enter, hyper_expand, hyper_head_mix, hyper_leave, hyper_mix, Due,
+    Entrance, MixParams,
+};
 pub use indexer::{select_rows, NO_ROW};
 pub use kv::{
     append_rows, write_rings, BytesError, NotARow, NotPackable, Ring, RowFormat, Rows, PAGE_TOKENS,
@@ -37,5 +41,6 @@ pub use matrix::Matrix;
 pub use ragged::{Ragged, Span};
 pub use rms_norm::rms_norm;
 pub use rope::{rope, RopeTable, Turn, Yarn};
-pub use rounding::{hadamard_fp4_round_trip, kv_round_trip};
+pub use rounding::{hadamard_fp4_round_trip, kv_round_trip, Rounding};
 pub use router::{route, Choice};
+pub use settle::{settle, Compression, Finish, Settle};

@@ -1,9 +1,12 @@
 //! Attention over a sliding window and compressed rows.
 
 use candle_core::{bail, Result, Tensor};
-use candle_ds4_ops::{self as ops, Compressed, RopeTable, Selection, Turn};
+use candle_ds4_ops::{
+    self as ops, Compressed, Compression, Finish, Ragged, RopeTable, Rounding, Rows, Selection,
+    Settle, Workspace,
+};
 
-use super::{Compressor, Indexer, Linear, RmsNorm, Rounding, Step};
+use super::{Compressor, Indexer, Linear, RmsNorm, Step};
 use crate::cache::{pooling, CompressorCache, LayerCache};
 use crate::config::{Config, LayerKind};
 use crate::weights::{self, Weights};
@@ -96,24 +99,25 @@ impl Attention {
         caches: &mut [&mut LayerCache],
     ) -> Result<Tensor> {
         let Step { batch, ws, .. } = step;
-        let [latent, kv] = Linear::forward_all([&self.q_a, &self.kv], xs, ws)?;
-        let latent = self.q_a_norm.forward(&latent, ws)?;
-        let q = self.queries(&latent, step)?;
-        let kv = self.rows(&kv, step)?;
+        let choosing = self.indexer.as_ref().filter(|i| i.head_weights(batch).is_some());
+        let projected = self.project(xs, batch, ws)?;
+        let (latent, kv) = self.settle(&projected, step, caches)?;
 
-        let chosen = match (&self.compressor, &self.indexer) {
-            (Some(compressor), indexer) => {
-                compressor.append(xs, step, compressed(caches)?)?;
-                match indexer {
-                    Some(indexer) => indexer.select(xs, &latent, step, keys(caches)?)?,
-                    None => None,
-                }
+        let mut of_latent = vec![&self.q_b];
+        of_latent.extend(choosing.map(Indexer::q_b));
+        let mut queries = Linear::forward_all(&of_latent, &latent, ws)?;
+        let chosen = match (choosing, &projected.head_weights) {
+            (Some(indexer), Some(weights)) => {
+                let keys = lists_of(caches, |cache| cache.keys.as_ref())?;
+                Some(indexer.select(&queries.swap_remove(1), weights, &keys, step)?)
             }
-            (None, _) => None,
+            _ => None,
         };
         let windows: Vec<_> = caches.iter().map(|cache| &cache.window).collect();
-        let rows: Vec<_> =
-            caches.iter().filter_map(|c| c.compressed.as_ref()).map(|c| &c.rows).collect();
+        let rows = match self.kind.ratio() {
+            Some(_) => lists_of(caches, |cache| cache.compressed.as_ref())?,
+            None => Vec::new(),
+        };
         let compressed = self.kind.ratio().map(|ratio| Compressed {
             rows: &rows,
             selection: match &chosen {
@@ -121,58 +125,100 @@ impl Attention {
                 None => Selection::Visible { ratio },
             },
         });
-        let scale = (self.head_dim as f32).powf(-0.5);
-        let heads = ops::sink_attention(
-            &q,
-            &kv,
-            &windows,
-            self.sliding_window,
+        let attention = ops::Attention {
+            q: &queries[0].reshape((batch.tokens(), self.heads, self.head_dim))?,
+            kv: &kv,
+            windows: &windows,
+            window: self.sliding_window,
             compressed,
-            &self.sinks,
-            scale,
+            sinks: &self.sinks,
+            scale: (self.head_dim as f32).powf(-0.5),
             batch,
-            ws,
-        )?;
-        ops::write_rings(&[(windows, &kv)], batch)?;
-        // Values were rotated with their keys; the query's angle is taken back from their sum.
-        ops::rope(&heads, &self.rope, batch.positions(), Turn::Inverse)?;
+        };
+        let heads = ops::turned_attention(attention, &self.rope, self.norm_eps, ws)?;
         let low = self.output_a.forward_grouped(&heads.flatten_from(1)?, self.output_groups, ws)?;
         self.output_b.forward(&low, ws)
     }
 
-    /// `[tokens, heads, head_dim]`, each head of length one before it turns.
-    fn queries(&self, latent: &Tensor, step: Step<'_>) -> Result<Tensor> {
-        let Step { batch, ws, .. } = step;
-        let shape = (batch.tokens(), self.heads, self.head_dim);
-        let q = self.q_b.forward(latent, ws)?.reshape(shape)?;
-        let q = ops::rms_norm(&q, None, self.norm_eps, ws)?;
-        ops::rope(&q, &self.rope, batch.positions(), Turn::Forward)?;
-        Ok(q)
+    /// All that reads `xs`, at once.
+    fn project(&self, xs: &Tensor, batch: &Ragged, ws: &Workspace) -> Result<Projected> {
+        let mut layers = vec![&self.q_a, &self.kv];
+        let keys = self.indexer.as_ref().map(Indexer::keys);
+        let compressors = [self.compressor.as_ref(), keys];
+        layers.extend(compressors.iter().flatten().flat_map(|compressor| compressor.projections()));
+        layers.extend(self.indexer.as_ref().and_then(|indexer| indexer.head_weights(batch)));
+        let mut outs = Linear::forward_all(&layers, xs, ws)?.into_iter();
+        let mut next = || match outs.next() {
+            Some(out) => Ok(out),
+            None => bail!("attention: fewer products than layers"),
+        };
+        Ok(Projected {
+            latent: next()?,
+            kv: next()?,
+            pooled: compressors
+                .iter()
+                .flatten()
+                .map(|_| Ok([next()?, next()?]))
+                .collect::<Result<_>>()?,
+            head_weights: outs.next(),
+        })
     }
 
-    /// `[tokens, head_dim]`: key and value of each token at once.
-    fn rows(&self, kv: &Tensor, step: Step<'_>) -> Result<Tensor> {
-        let Step { batch, ws, .. } = step;
-        let kv = self.kv_norm.forward(kv, ws)?;
-        ops::rope(&kv, &self.rope, batch.positions(), Turn::Forward)?;
-        self.rounding.apply(&kv)?;
-        Ok(kv)
+    /// The queries' latent and the tokens' own rows; the caches get what is compressed.
+    fn settle(
+        &self,
+        projected: &Projected,
+        step: Step<'_>,
+        caches: &mut [&mut LayerCache],
+    ) -> Result<(Tensor, Tensor)> {
+        let keys = self.indexer.as_ref().map(Indexer::keys);
+        let compressors = [self.compressor.as_ref(), keys].into_iter().flatten();
+        let mut rows = Vec::new();
+        let mut of_keys = Vec::new();
+        for cache in caches.iter_mut() {
+            rows.extend(cache.compressed.as_mut());
+            of_keys.extend(cache.keys.as_mut());
+        }
+        let sequences = step.batch.spans().len();
+        let compressions: Vec<Compression<'_>> = compressors
+            .zip(&projected.pooled)
+            .zip([rows, of_keys])
+            .map(|((compressor, pooled), caches)| match caches.len() == sequences {
+                true => Ok(compressor.compression(pooled, caches)),
+                false => bail!("attention: a cache made for a model with other layers"),
+            })
+            .collect::<Result<_>>()?;
+        let (norm, eps) = (self.kv_norm.weight(), self.kv_norm.eps());
+        let settle = Settle {
+            latent: &projected.latent,
+            latent_norm: (self.q_a_norm.weight(), self.q_a_norm.eps()),
+            kv: &projected.kv,
+            finish: Finish { norm, eps, rope: &self.rope, rounding: self.rounding },
+            compressions,
+        };
+        ops::settle(settle, step.batch, step.ws)
     }
 }
 
-fn compressed<'a>(caches: &'a mut [&mut LayerCache]) -> Result<Vec<&'a mut CompressorCache>> {
-    all_of(caches.iter_mut().map(|cache| cache.compressed.as_mut()))
+/// Products of a layer's input, raw.
+struct Projected {
+    /// Of queries.
+    latent: Tensor,
+    /// Key and value at once.
+    kv: Tensor,
+    /// Values and gates of the compressor, then of the indexer's.
+    pooled: Vec<[Tensor; 2]>,
+    /// Of the indexer, if there is something to choose.
+    head_weights: Option<Tensor>,
 }
 
-fn keys<'a>(caches: &'a mut [&mut LayerCache]) -> Result<Vec<&'a mut CompressorCache>> {
-    all_of(caches.iter_mut().map(|cache| cache.keys.as_mut()))
-}
-
-fn all_of<'a>(
-    caches: impl Iterator<Item = Option<&'a mut CompressorCache>>,
-) -> Result<Vec<&'a mut CompressorCache>> {
-    match caches.collect() {
-        Some(caches) => Ok(caches),
+/// One list of rows of each sequence.
+fn lists_of<'a>(
+    caches: &'a [&mut LayerCache],
+    pick: impl Fn(&LayerCache) -> Option<&CompressorCache>,
+) -> Result<Vec<&'a Rows>> {
+    match caches.iter().map(|cache| pick(cache).map(|of| &of.rows)).collect() {
+        Some(lists) => Ok(lists),
         None => bail!("attention: a cache made for a model with other layers"),
     }
 }

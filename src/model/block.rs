@@ -1,9 +1,8 @@
 //! One layer: attention, then experts, each inside a hyper-connection.
 
-use candle_core::{Result, Tensor};
-use candle_ds4_ops as ops;
+use candle_core::Result;
 
-use super::{Attention, Experts, HyperConnection, RmsNorm, Step};
+use super::{Attention, Experts, HyperConnection, RmsNorm, Step, Streams};
 use crate::cache::LayerCache;
 use crate::config::Config;
 use crate::weights::{self, Weights};
@@ -42,29 +41,23 @@ impl Block {
         })
     }
 
-    /// Updates the residual streams `state` `[tokens, streams, hidden]` in place.
+    /// Leads the residual streams through both sub-layers; what the second one gives is due when the
+    /// frame of `ws` ends, and must be taken in before anything else is taken from `ws`.
     ///
     /// # Errors
     /// If the shapes do not fit, or the device has no memory left.
     pub fn forward(
         &self,
-        state: &Tensor,
+        streams: &mut Streams,
         step: Step<'_>,
         caches: &mut [&mut LayerCache],
     ) -> Result<()> {
         let _span = self.span.enter();
         let Step { ws, .. } = step;
-        {
-            let _frame = ws.frame();
-            let mix = self.attention_mix.mix(state, ws)?;
-            let xs = self.attention_norm.forward(&ops::hyper_collapse(state, &mix, ws)?, ws)?;
-            let ys = self.attention.forward(&xs, step, caches)?;
-            ops::hyper_expand(state, &ys, &mix)?;
-        }
         let _frame = ws.frame();
-        let mix = self.experts_mix.mix(state, ws)?;
-        let xs = self.experts_norm.forward(&ops::hyper_collapse(state, &mix, ws)?, ws)?;
-        let ys = self.experts.forward(&xs, step)?;
-        ops::hyper_expand(state, &ys, &mix)
+        let xs = self.attention_mix.enter(streams, &self.attention_norm, ws)?;
+        streams.give(self.attention.forward(&xs, step, caches)?)?;
+        let xs = self.experts_mix.enter(streams, &self.experts_norm, ws)?;
+        streams.give(self.experts.forward(&xs, step)?)
     }
 }

@@ -1,40 +1,12 @@
 //! Windows of tokens become rows that are kept for ever.
 
-use candle_core::{Result, Tensor};
-use candle_ds4_ops::{self as ops, PoolState, Pooling, RopeTable, Turn};
+use candle_core::Tensor;
+use candle_ds4_ops::{Compression, Finish, Pooling, RopeTable, Rounding};
 
-use super::{Linear, RmsNorm, Step};
+use super::{Linear, RmsNorm};
 use crate::cache::CompressorCache;
 use crate::config::Config;
 use crate::weights::{self, Weights};
-
-/// The rounding that a row gets before it is kept.
-#[derive(Clone, Copy, Debug)]
-pub enum Rounding {
-    /// None: as in implementations that leave it out.
-    Off,
-    /// FP8 of the channels that do not turn, BF16 of the others: rows that are attended to.
-    Fp8 {
-        /// How many do not turn.
-        nope_dim: usize,
-    },
-    /// Hadamard, then FP4: the indexer's keys and queries.
-    HadamardFp4,
-}
-
-impl Rounding {
-    /// Rounds rows in place.
-    ///
-    /// # Errors
-    /// If the rows do not have the channels.
-    pub fn apply(self, rows: &Tensor) -> Result<()> {
-        match self {
-            Self::Off => Ok(()),
-            Self::Fp8 { nope_dim } => ops::kv_round_trip(rows, nope_dim),
-            Self::HadamardFp4 => ops::hadamard_fp4_round_trip(rows),
-        }
-    }
-}
 
 /// Pools each window of tokens into one row, with learned weights per channel.
 #[derive(Debug)]
@@ -77,30 +49,23 @@ impl Compressor {
         })
     }
 
-    /// Appends to each sequence's cache the rows whose windows end in this batch.
-    ///
-    /// # Errors
-    /// If the shapes do not fit, or the device has no memory left.
-    pub fn append(
-        &self,
-        xs: &Tensor,
-        step: Step<'_>,
-        caches: Vec<&mut CompressorCache>,
-    ) -> Result<()> {
-        let Step { batch, ws, .. } = step;
-        let [values, gates] = Linear::forward_all([&self.values, &self.gates], xs, ws)?;
-        let states: Vec<&PoolState> = caches.iter().map(|cache| &cache.state).collect();
-        let rows = ops::pool(&values, &gates, &self.bias, &states, batch, self.pooling, ws)?;
-        let rows = self.norm.forward(&rows, ws)?;
-        // A row stands at its window's first token.
-        let positions = batch.window_starts(self.pooling.ratio)?;
-        ops::rope(&rows, &self.rope, &positions, Turn::Forward)?;
-        self.rounding.apply(&rows)?;
+    /// What pools and what weighs it, as layers on the same activations.
+    pub fn projections(&self) -> [&Linear; 2] {
+        [&self.values, &self.gates]
+    }
 
-        let past_values = states.iter().map(|state| &state.values).collect();
-        let past_gates = states.iter().map(|state| &state.gates).collect();
-        ops::write_rings(&[(past_values, &values), (past_gates, &gates)], batch)?;
-        let lists = caches.into_iter().map(|cache| &mut cache.rows).collect();
-        ops::append_rows(lists, &rows, batch, self.pooling.ratio)
+    /// The way of `[values, gates]` `[tokens, width]`, which [`Compressor::projections`] have made, into
+    /// each sequence's cache.
+    pub fn compression<'a>(
+        &'a self,
+        [values, gates]: &'a [Tensor; 2],
+        caches: Vec<&'a mut CompressorCache>,
+    ) -> Compression<'a> {
+        let (states, lists) =
+            caches.into_iter().map(|cache| (&cache.state, &mut cache.rows)).unzip();
+        let Self { bias, pooling, rope, rounding, .. } = self;
+        let (norm, eps) = (self.norm.weight(), self.norm.eps());
+        let finish = Finish { norm, eps, rope, rounding: *rounding };
+        Compression { values, gates, bias, pooling: *pooling, finish, states, lists }
     }
 }

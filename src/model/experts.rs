@@ -54,12 +54,24 @@ impl Experts {
     /// # Errors
     /// If the shapes do not fit.
     pub fn forward(&self, xs: &Tensor, step: Step<'_>) -> Result<Tensor> {
-        let (ids, weights) = self.router.route(xs, step)?;
         let [routed, shared] =
             [&self.routed, &self.shared].map(|[gate, up, down]| Mlp { gate, up, down });
-        if let Some(observer) = step.observer {
-            observer.experts(self.layer, xs, routed, &ids, &weights, self.clamp)?;
-        }
-        ops::experts(xs, routed, &ids, &weights, Some(shared), self.clamp, step.ws)
+        let Self { router, clamp, .. } = self;
+        let Some(observer) = step.observer else {
+            let (gate, choice, scale) = (router.gate(), router.choice(step), router.scale());
+            return ops::routed_experts(
+                xs,
+                gate,
+                choice,
+                scale,
+                routed,
+                Some(shared),
+                *clamp,
+                step.ws,
+            );
+        };
+        let (ids, weights) = router.route(xs, step)?;
+        observer.experts(self.layer, xs, routed, &ids, &weights, *clamp)?;
+        ops::experts(xs, routed, &ids, &weights, Some(shared), *clamp, step.ws)
     }
 }

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use candle_ds4_ops::Workspace;
 
-use super::{HyperHead, Linear, RmsNorm};
+use super::{HyperHead, Linear, RmsNorm, Streams};
 use crate::config::Config;
 use crate::weights::{self, Weights};
 
@@ -29,12 +29,11 @@ impl Head {
         })
     }
 
-    /// `[tokens, streams, hidden]` → `[tokens, vocab]`.
+    /// `[tokens, vocab]`.
     ///
     /// # Errors
     /// If the shapes do not fit.
-    pub fn forward(&self, state: &Tensor, ws: &Workspace) -> Result<Tensor> {
-        let xs = self.norm.forward(&self.streams.collapse(state, ws)?, ws)?;
-        self.output.forward(&xs, ws)
+    pub fn forward(&self, streams: &Streams, ws: &Workspace) -> Result<Tensor> {
+        self.output.forward(&self.streams.leave(streams, &self.norm, ws)?, ws)
     }
 }

@@ -1,9 +1,9 @@
 //! The way of a sub-layer into and out of the residual streams.
 
 use candle_core::{Result, Tensor};
-use candle_ds4_ops::{self as ops, MixParams, Workspace};
+use candle_ds4_ops::{self as ops, Entrance, Matrix, MixParams, Workspace};
 
-use super::Linear;
+use super::{RmsNorm, Streams};
 use crate::config::Config;
 use crate::weights::{self, Weights};
 
@@ -14,7 +14,7 @@ use crate::weights::{self, Weights};
 /// doubly stochastic matrix.
 #[derive(Debug)]
 pub struct HyperConnection {
-    projection: Linear,
+    projection: Matrix,
     scale: Tensor,
     base: Tensor,
     params: MixParams,
@@ -30,27 +30,31 @@ impl HyperConnection {
         let width = params.width();
         let inputs = params.streams * config.hidden_size;
         Ok(Self {
-            projection: Linear::new(weights.matrix(&name(prefix, "fn"), width, inputs)?),
+            projection: weights.matrix(&name(prefix, "fn"), width, inputs)?,
             scale: weights.vector(&name(prefix, "scale"), 3)?,
             base: weights.vector(&name(prefix, "base"), width)?,
             params,
         })
     }
 
-    /// The mixing weights that this state asks for, `[tokens, 2n + n²]`.
+    /// What the sub-layer behind `norm` reads, `[tokens, hidden]`; its result is then to be given to the
+    /// streams.
     ///
     /// # Errors
     /// If the shapes do not fit.
-    pub fn mix(&self, state: &Tensor, ws: &Workspace) -> Result<Tensor> {
-        let raw = self.projection.forward(&state.flatten_from(1)?, ws)?;
-        ops::hyper_mix(state, &raw, &self.scale, &self.base, self.params, ws)
+    pub fn enter(&self, streams: &mut Streams, norm: &RmsNorm, ws: &Workspace) -> Result<Tensor> {
+        let Self { projection, scale, base, params } = self;
+        let entrance = entrance(projection, scale, base, norm, *params);
+        let (xs, mix) = ops::hyper_enter(streams.state(), streams.due(), entrance, ws)?;
+        streams.entered(mix);
+        Ok(xs)
     }
 }
 
 /// The last collapse of the streams, before the output norm: gates only, nothing flows back.
 #[derive(Debug)]
 pub struct HyperHead {
-    projection: Linear,
+    projection: Matrix,
     scale: Tensor,
     base: Tensor,
     params: MixParams,
@@ -65,22 +69,32 @@ impl HyperHead {
         let params = config.hyper_connection;
         let inputs = params.streams * config.hidden_size;
         Ok(Self {
-            projection: Linear::new(weights.matrix(&name(prefix, "fn"), params.streams, inputs)?),
+            projection: weights.matrix(&name(prefix, "fn"), params.streams, inputs)?,
             scale: weights.vector(&name(prefix, "scale"), 1)?,
             base: weights.vector(&name(prefix, "base"), params.streams)?,
             params,
         })
     }
 
-    /// `[tokens, streams, hidden]` → `[tokens, hidden]`.
+    /// What the output behind `norm` reads, `[tokens, hidden]`.
     ///
     /// # Errors
     /// If the shapes do not fit.
-    pub fn collapse(&self, state: &Tensor, ws: &Workspace) -> Result<Tensor> {
-        let raw = self.projection.forward(&state.flatten_from(1)?, ws)?;
-        let mix = ops::hyper_head_mix(state, &raw, &self.scale, &self.base, self.params, ws)?;
-        ops::hyper_collapse(state, &mix, ws)
+    pub fn leave(&self, streams: &Streams, norm: &RmsNorm, ws: &Workspace) -> Result<Tensor> {
+        let Self { projection, scale, base, params } = self;
+        let entrance = entrance(projection, scale, base, norm, *params);
+        ops::hyper_leave(streams.state(), streams.due(), entrance, ws)
     }
+}
+
+fn entrance<'a>(
+    projection: &'a Matrix,
+    scale: &'a Tensor,
+    base: &'a Tensor,
+    norm: &'a RmsNorm,
+    params: MixParams,
+) -> Entrance<'a> {
+    Entrance { projection, scale, base, norm: norm.weight(), norm_eps: norm.eps(), params }
 }
 
 fn name(prefix: &str, part: &str) -> String {

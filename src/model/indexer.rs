@@ -1,10 +1,10 @@
 //! The lightning indexer: cheap scores that say which compressed rows to attend to.
 
 use candle_core::{Result, Tensor};
-use candle_ds4_ops::{self as ops, RopeTable, Turn};
+use candle_ds4_ops::{self as ops, Ragged, RopeTable, Rounding, Rows, Turn};
 
-use super::{Compressor, Linear, Rounding, Step};
-use crate::cache::{pooling, CompressorCache};
+use super::{Compressor, Linear, Step};
+use crate::cache::pooling;
 use crate::config::{Config, IndexerConfig, LayerKind};
 use crate::weights::{self, Weights};
 
@@ -58,31 +58,40 @@ impl Indexer {
         }))
     }
 
-    /// Appends this batch's keys; returns the chosen rows `[tokens, top_k]` u32, or `None` if no
-    /// token sees more rows than it may attend to.
+    /// What makes the keys of rows to come.
+    pub fn keys(&self) -> &Compressor {
+        &self.keys
+    }
+
+    /// The layer that makes the weights of the heads; `None` if no token of the batch sees more rows than
+    /// it may attend to, so that nothing needs to be chosen.
+    pub fn head_weights(&self, batch: &Ragged) -> Option<&Linear> {
+        (batch.max_visible(self.ratio) > self.config.top_k).then_some(&self.head_weights)
+    }
+
+    /// The layer that makes the queries, on the same latent as attention's own.
+    pub fn q_b(&self) -> &Linear {
+        &self.q_b
+    }
+
+    /// The chosen rows `[tokens, top_k]` u32: by `queries` `[tokens, heads · head_dim]`, which are turned
+    /// and rounded in place, and `head_weights` `[tokens, heads]`, among each sequence's `keys`.
     ///
     /// # Errors
     /// If the shapes do not fit, or the device has no memory left.
     pub fn select(
         &self,
-        xs: &Tensor,
-        latent: &Tensor,
+        queries: &Tensor,
+        head_weights: &Tensor,
+        keys: &[&Rows],
         step: Step<'_>,
-        caches: Vec<&mut CompressorCache>,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Tensor> {
         let Step { batch, ws, .. } = step;
         let IndexerConfig { heads, head_dim, top_k } = self.config;
-        let mut caches = caches;
-        self.keys.append(xs, step, caches.iter_mut().map(|cache| &mut **cache).collect())?;
-        if batch.max_visible(self.ratio) <= top_k {
-            return Ok(None);
-        }
-        let q = self.q_b.forward(latent, ws)?.reshape((batch.tokens(), heads, head_dim))?;
+        let q = queries.reshape((batch.tokens(), heads, head_dim))?;
         ops::rope(&q, &self.rope, batch.positions(), Turn::Forward)?;
         self.rounding.apply(&q)?;
         // The scale of the scores does not change their order.
-        let head_weights = self.head_weights.forward(xs, ws)?;
-        let keys: Vec<_> = caches.iter().map(|cache| &cache.rows).collect();
-        ops::select_rows(&q, &head_weights, &keys, self.ratio, top_k, batch, ws).map(Some)
+        ops::select_rows(&q, head_weights, keys, self.ratio, top_k, batch, ws)
     }
 }

@@ -27,18 +27,12 @@ impl Linear {
     ///
     /// # Errors
     /// If the width of `xs` is not `in` of each.
-    pub fn forward_all<const N: usize>(
-        layers: [&Self; N],
-        xs: &Tensor,
-        ws: &Workspace,
-    ) -> Result<[Tensor; N]> {
-        let outs = ops::matmuls(xs, &layers.map(|layer| &layer.weight), ws)?;
-        outs.try_into().map_err(|outs: Vec<Tensor>| {
-            candle_core::Error::Msg(format!("{} products of {N} layers", outs.len()))
-        })
+    pub fn forward_all(layers: &[&Self], xs: &Tensor, ws: &Workspace) -> Result<Vec<Tensor>> {
+        let weights: Vec<&Matrix> = layers.iter().map(|layer| &layer.weight).collect();
+        ops::matmuls(xs, &weights, ws)
     }
 
-    /// The same for a block-diagonal weight kept as `[groups · out, in]`: slice `g` of `xs`
+    /// As [`Linear::forward`] for a block-diagonal weight kept as `[groups · out, in]`: slice `g` of `xs`
     /// `[tokens, groups · in]` goes through rows `g · out ..` → `[tokens, groups · out]`.
     ///
     /// # Errors

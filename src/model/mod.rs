@@ -15,6 +15,7 @@ mod norm;
 mod recorded;
 mod router;
 mod step;
+mod streams;
 
 use candle_core::{Device, Tensor};
 use candle_ds4_ops::device::{can_record, profiling};
@@ -22,7 +23,7 @@ use candle_ds4_ops::{self as ops, Matrix, Ragged, Workspace};
 
 pub use attention::Attention;
 pub use block::Block;
-pub use compressor::{Compressor, Rounding};
+pub use compressor::Compressor;
 pub use experts::Experts;
 pub use head::Head;
 pub use hyper_connection::{HyperConnection, HyperHead};
@@ -31,6 +32,7 @@ pub use linear::Linear;
 pub use norm::RmsNorm;
 pub use router::Router;
 pub use step::{Observer, Step};
+pub use streams::Streams;
 
 use self::recorded::Recorder;
 use crate::cache::{Cache, LayerCache};
@@ -257,22 +259,20 @@ impl Model {
         let Step { ids, batch, ws, .. } = step;
         let _frame = ws.frame();
         let streams = self.config.hyper_connection.streams;
-        let state = ops::embed(ids, &self.embedding, streams, ws)?;
+        let mut streams = Streams::new(ops::embed(ids, &self.embedding, streams, ws)?);
         for (layer, block) in self.blocks.iter().enumerate() {
             let mut of_layer: Vec<_> = caches.iter_mut().map(|layers| &mut layers[layer]).collect();
-            block.forward(&state, step, &mut of_layer)?;
+            block.forward(&mut streams, step, &mut of_layer)?;
         }
-        let state = match logits {
-            Logits::None => state.narrow(0, 0, 0)?,
-            Logits::All => state,
-            Logits::Last if batch.tokens() == batch.spans().len() => state,
-            Logits::Last => {
+        match logits {
+            Logits::None => ws.f32((0, self.config.vocab_size)),
+            Logits::Last if batch.tokens() != batch.spans().len() => {
                 let last = batch.spans().iter().map(|span| (span.row + span.len - 1) as u32);
                 let last = Tensor::from_iter(last, &self.device)?;
-                state.index_select(&last, 0)?
+                self.head.forward(&streams.select(&last)?, ws)
             }
-        };
-        self.head.forward(&state, ws)
+            Logits::Last | Logits::All => self.head.forward(&streams, ws),
+        }
     }
 
     /// Refuses what would fail half-way.

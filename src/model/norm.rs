@@ -21,6 +21,16 @@ impl RmsNorm {
         Ok(Self { weight: weights.vector(name, len)?, eps })
     }
 
+    /// `[len]`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// Added to the mean square.
+    pub fn eps(&self) -> f64 {
+        self.eps
+    }
+
     /// As `xs`.
     ///
     /// # Errors

@@ -1,16 +1,16 @@
 //! Which experts a token goes to.
 
 use candle_core::{Result, Tensor};
-use candle_ds4_ops::{self as ops, Choice};
+use candle_ds4_ops::{self as ops, Choice, Matrix};
 
-use super::{Linear, Step};
+use super::Step;
 use crate::config::Config;
 use crate::weights::{self, Weights};
 
 /// Scores all experts and picks a few: by score, or in the first layers by token id.
 #[derive(Debug)]
 pub struct Router {
-    gate: Linear,
+    gate: Matrix,
     rule: Rule,
     scale: f32,
 }
@@ -38,7 +38,25 @@ impl Router {
             let bias = weights.vector(&name("exp_probs_b.bias"), moe.experts)?;
             Rule::TopK { k: moe.active, bias }
         };
-        Ok(Self { gate: Linear::new(gate), rule, scale: moe.scale })
+        Ok(Self { gate, rule, scale: moe.scale })
+    }
+
+    /// What scores the experts, `[experts, hidden]`.
+    pub fn gate(&self) -> &Matrix {
+        &self.gate
+    }
+
+    /// How this step's experts are chosen by those scores.
+    pub fn choice<'a>(&'a self, step: Step<'a>) -> Choice<'a> {
+        match &self.rule {
+            Rule::TopK { k, bias } => Choice::TopK { k: *k, bias: Some(bias) },
+            Rule::Hash { table } => Choice::Hash { table, tokens: step.ids },
+        }
+    }
+
+    /// What the weights of a token's experts add up to.
+    pub fn scale(&self) -> f32 {
+        self.scale
     }
 
     /// Experts `[tokens, k]` u32 and their weights `[tokens, k]` f32.
@@ -46,11 +64,7 @@ impl Router {
     /// # Errors
     /// If the shapes do not fit.
     pub fn route(&self, xs: &Tensor, step: Step<'_>) -> Result<(Tensor, Tensor)> {
-        let logits = self.gate.forward(xs, step.ws)?;
-        let choice = match &self.rule {
-            Rule::TopK { k, bias } => Choice::TopK { k: *k, bias: Some(bias) },
-            Rule::Hash { table } => Choice::Hash { table, tokens: step.ids },
-        };
-        ops::route(&logits, choice, self.scale, step.ws)
+        let logits = ops::matmul(xs, &self.gate, step.ws)?;
+        ops::route(&logits, self.choice(step), self.scale, step.ws)
     }
 }

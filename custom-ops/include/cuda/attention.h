@@ -8,6 +8,8 @@
 // Heads of a block of `attention_decode_*`, and of `attention_prefill`.
 #define ATTENTION_DECODE_HEADS 8u
 #define ATTENTION_PREFILL_HEADS 64u
+// Frequencies at most: one for each lane of a warp.
+#define ATTENTION_TURNS 32u
 
 // Rows of a token at position p: those of positions p - window + 1 ..= p (the batch's own in `kv`, those
 // before in the ring), then compressed ones: the first (p + 1) / ratio, or those in `chosen`.
@@ -26,6 +28,12 @@ struct AttentionParams {
     uint32_t top_k;
     float scale;
     uint32_t first_token;  // of this launch
+    // Frequencies that queries turn by, `attention_decode_*` only; 0 for queries that have turned already
+    // and are of length one. If there are some, the values are turned back, and `kv` is written to the
+    // rings: a batch has one token of each sequence then.
+    uint32_t turns;
+    float norm_eps;
+    float frequencies[ATTENTION_TURNS];
 };
 
 // Shared memory of `attention_decode_<chunk>`: rows, queries, weights, scores, addresses, state.

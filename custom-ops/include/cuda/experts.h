@@ -2,36 +2,43 @@
 #pragma once
 
 #include "layout.h"
+#include "route.cuh"
 
 // Slots of a token in the kernels for one token, at most.
 #define EXPERTS_ONE_SLOTS 7u
 
-// One token, a launch for `W1`, `W3` and the gated unit of all experts. Routed IQ2_XXS [n, 2048 r, 4096],
-// shared Q8_0 or none (rows 0).
+// Where one token's experts come from: named, or to be chosen by the router's logits. Each launch that
+// needs them chooses anew: that is less work than to wait for another's answer.
+struct ExpertsRoute {
+    const uint32_t* ids;   // [k], or null:
+    const float* weights;  // [k]
+    Routing routing;
+};
+
+// One token, a launch for `W1`, `W3` and the gated unit of the routed experts. IQ2_XXS [n, 2048, 4096].
 struct ExpertsGateUpParams {
-    const float* x;         // [hidden]
-    const uint32_t* ids;    // [k]
-    const float* weights;   // [k]
-    float* h;               // [k, inter]
-    float* shared_h;        // [shared inter]
+    const float* x;  // [hidden]
+    float* h;        // [k, inter]
+    ExpertsRoute route;
     Weight gate;
     Weight up;
-    Weight shared_gate;
-    Weight shared_up;
     uint32_t k;
     float clamp;
 };
 
-// And one for `W2` and the sum. Routed Q2_K with cols 2048, shared Q8_0 with cols a multiple of 256.
+// And one for `W2` and the sum. Routed Q2_K with cols 2048; the shared expert Q8_0 with cols a multiple of
+// 256, or none (rows 0), of which the products with `W1` and `W3` are given.
 struct ExpertsDownParams {
     const float* h;
-    const float* shared_h;
-    const uint32_t* ids;
-    float* out;  // [hidden]
+    const float* shared_gate;  // [shared inter]
+    const float* shared_up;    // [shared inter]
+    float* out;                // [hidden]
+    ExpertsRoute route;
     Weight down;
     Weight shared_down;
     uint32_t k;
     uint32_t rounds;  // tiles of 16 rows of a block at most
+    float clamp;
 };
 
 // Work on one expert: pairs `order[start .. start + count]`.

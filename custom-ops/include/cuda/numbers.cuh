@@ -55,6 +55,13 @@ DEVICE uint32_t opaque(uint32_t value) {
 
 DEVICE float fast_exp(float value) { return __expf(value); }
 
+// Within two units in the last place.
+DEVICE float fast_reciprocal(float value) {
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(value));
+    return r;
+}
+
 #endif
 
 DEVICE float bf16_to_f32(uint16_t bits) { return f32_from_bits(static_cast<uint32_t>(bits) << 16); }

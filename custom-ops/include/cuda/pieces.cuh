@@ -127,17 +127,24 @@ DEVICE uint32_t quantize_shared_scale(float4 v, float& scale) {
     return quantize4(v, most > 0.0f ? 127.0f / most : 0.0f);
 }
 
-// `count` floats (a multiple of 32) as bytes in order and a scale for each 32, by the whole block.
-DEVICE void quantize_to_shared(const float* x, uint32_t count, uint32_t* quants, float* scales) {
-    for (uint32_t from = 0; from < count / 4u; from += blockDim.x) {
-        const uint32_t i = from + threadIdx.x;
+// `count` floats (a multiple of 32) as bytes in order and a scale for each 32, by `threads` threads of which
+// this is number `thread`: whole warps. `four(i)` is values 4 i ..+4.
+template <class Four>
+DEVICE void quantize_to_shared(Four four, uint32_t count, uint32_t* quants, float* scales, uint32_t thread, uint32_t threads) {
+    for (uint32_t from = 0; from < count / 4u; from += threads) {
+        const uint32_t i = from + thread;
         const bool there = i < count / 4u;
         float scale;
-        const uint32_t four = quantize_shared_scale(
-            there ? reinterpret_cast<const float4*>(x)[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f), scale);
+        const uint32_t bytes = quantize_shared_scale(there ? four(i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f), scale);
         if (there) {
-            quants[i] = four;
+            quants[i] = bytes;
             if (i % 8u == 0u) scales[i / 8u] = scale;
         }
     }
+}
+
+// Floats as they are in memory, by the whole block.
+DEVICE void quantize_to_shared(const float* x, uint32_t count, uint32_t* quants, float* scales) {
+    const auto four = [x](uint32_t i) { return reinterpret_cast<const float4*>(x)[i]; };
+    quantize_to_shared(four, count, quants, scales, threadIdx.x, blockDim.x);
 }

@@ -9,6 +9,21 @@ template <class T> DEVICE T warp_total(T value) {
     return value;
 }
 
+// Sums of 32 values over a warp: lane `l` gets value `l`'s. In a fixed order.
+DEVICE float warp_totals(float (&v)[32]) {
+    const uint32_t lane = lane_id();
+#pragma unroll
+    for (uint32_t width = 16; width != 0; width /= 2) {
+#pragma unroll
+        for (uint32_t i = 0; i < width; i++) {
+            const bool upper = lane & width;
+            const float keep = upper ? v[width + i] : v[i], give = upper ? v[i] : v[width + i];
+            v[i] = keep + shuffle_xor(give, width);
+        }
+    }
+    return v[0];
+}
+
 // The sum over all threads, in every thread. `scratch` has room for one value a warp; threads must meet
 // before it is used again.
 template <class T> DEVICE T block_total(T value, T* scratch) {

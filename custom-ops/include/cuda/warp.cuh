@@ -27,6 +27,12 @@ template <class T> DEVICE T shuffle_up(T value, uint32_t by) {
 }
 // Bit `l` is lane `l`'s vote.
 DEVICE uint32_t warp_ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
+DEVICE uint32_t warp_least(uint32_t value) {
+    return __reduce_min_sync(0xffffffffu, value);
+}
+DEVICE uint32_t warp_greatest(uint32_t value) {
+    return __reduce_max_sync(0xffffffffu, value);
+}
 DEVICE void warp_sync() { __syncwarp(); }
 DEVICE uint32_t bit_count(uint32_t bits) { return __popc(bits); }
 

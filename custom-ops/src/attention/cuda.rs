@@ -2,9 +2,10 @@
 
 use candle_core::{bail, DType, Result};
 
-use super::{Attend, Selection};
+use super::{Attend, Attention, Selection};
 use crate::device::cuda::{Address, Batch, Gpu, Input, Kernel, Launch, Rings, Target};
 use crate::kv::{RowFormat, RowsParam};
+use crate::RopeTable;
 
 /// `ATTENTION_DIM` and the heads of a block of include/cuda/attention.h.
 const DIM: usize = 512;
@@ -14,6 +15,8 @@ const PREFILL_HEADS: usize = 64;
 const PACKED: RowFormat = RowFormat::Fp8 { nope: 448, rope: 64 };
 /// Tokens from which on a block takes all heads of one.
 const PREFILL_TOKENS: usize = 16;
+/// `ATTENTION_TURNS`.
+const TURNS: usize = 32;
 /// Blocks of a cluster at most: the largest that every GPU of compute capability 9 and later runs.
 const CLUSTER: usize = 8;
 
@@ -34,6 +37,19 @@ struct Params {
     top_k: u32,
     scale: f32,
     first_token: u32,
+    turns: u32,
+    norm_eps: f32,
+    frequencies: [f32; TURNS],
+}
+
+/// Whether the kernel for few tokens turns the queries of this batch itself, and writes the rings.
+pub(super) fn turns_itself(gpu: &Gpu, op: &Attention, rope: &RopeTable) -> Result<bool> {
+    let (tokens, heads, dim) = op.q.dims3()?;
+    let single = op.batch.spans().iter().all(|span| span.len == 1);
+    let frequencies = rope.frequencies().len();
+    let fits = dim == DIM && (1..=TURNS).contains(&frequencies);
+    let of_few = |(kernel, _): (Kernel, Launch)| kernel != Kernel("attention_prefill");
+    Ok(single && fits && tokens > 0 && plan(gpu, tokens, heads, true).is_ok_and(of_few))
 }
 
 /// `ATTENTION_DECODE_SHARED`.
@@ -71,7 +87,7 @@ pub(super) fn attend(op: &Attend, out: Target) -> Result<()> {
     let (rings, _rings) = Rings::new(name, &gpu, op.windows.iter().copied())?;
     let (rows, _tables) = RowsParam::new(name, &gpu, lists)?;
     let (batch, _table) = Batch::new(name, &gpu, op.batch)?;
-    let params = Params {
+    let mut params = Params {
         q: q.address(),
         kv: kv.address(),
         sinks: sinks.address(),
@@ -86,16 +102,27 @@ pub(super) fn attend(op: &Attend, out: Target) -> Result<()> {
         top_k: top_k as u32,
         scale: op.scale,
         first_token: 0,
+        turns: 0,
+        norm_eps: 0.0,
+        frequencies: [0.0; TURNS],
     };
-    let (kernel, launch) = plan(&gpu, tokens, heads)?;
-    // SAFETY: `AttentionParams`; the op has checked shapes, and every visible row has its page.
+    if let Some(turn) = op.turn {
+        let frequencies = turn.rope.frequencies();
+        params.turns = frequencies.len() as u32;
+        params.norm_eps = turn.eps as f32;
+        params.frequencies[..frequencies.len()].copy_from_slice(frequencies);
+    }
+    let (kernel, launch) = plan(&gpu, tokens, heads, op.turn.is_some())?;
+    // SAFETY: `AttentionParams`; the op has checked shapes, and every visible row has its page. Rings are
+    // written through addresses while their storage is only borrowed: the borrow guards the host's struct.
     unsafe { gpu.launch(kernel, launch, &params) }
 }
 
-fn plan(gpu: &Gpu, tokens: usize, heads: usize) -> Result<(Kernel, Launch)> {
+/// The kernel of a batch; the one for many tokens does not turn queries.
+fn plan(gpu: &Gpu, tokens: usize, heads: usize, turning: bool) -> Result<(Kernel, Launch)> {
     let room = gpu.shared_bytes();
     let whole = heads.is_multiple_of(PREFILL_HEADS) && PREFILL_SHARED <= room;
-    if tokens >= PREFILL_TOKENS && whole {
+    if tokens >= PREFILL_TOKENS && whole && !turning {
         let launch = Launch::new(tokens, 512).grid_y(heads / PREFILL_HEADS).shared(PREFILL_SHARED);
         return Ok((Kernel("attention_prefill"), launch));
     }
@@ -125,6 +152,6 @@ mod tests {
     #[test]
     fn the_parameter_struct_is_the_headers() {
         use std::mem::{offset_of, size_of};
-        assert_eq!((size_of::<Params>(), offset_of!(Params, heads)), (640, 40 + 32 + 264 + 280));
+        assert_eq!((size_of::<Params>(), offset_of!(Params, heads)), (776, 40 + 32 + 264 + 280));
     }
 }

@@ -33,8 +33,18 @@ DEVICE void decode(const AttentionParams& p, unsigned char* shared) {
     const uint32_t work = blockIdx.x / size, token = p.first_token + work / groups, head = work % groups * HEADS + warp;
 
     pdl_trigger();
-    pdl_wait();
+    // Positions are no kernel's work. The product is rounded to f32, the sine taken in f64: as in the
+    // reference. Lane l has the angle of pair l.
     const Attending a = attending(p, token);
+    const bool turning = p.turns != 0;
+    float sine = 0.0f, cosine = 1.0f;
+    if (lane < p.turns) {
+        const double angle = double(float(p.batch.positions[token]) * p.frequencies[lane]);
+        sine = float(sin(angle));
+        cosine = float(cos(angle));
+    }
+    const uint32_t plain = DIM - 2u * p.turns;  // channels that do not turn
+    pdl_wait();
     const uint32_t each = (a.count + size - 1u) / size;
     const uint32_t first = min(rank * each, a.count), last = min(first + each, a.count);
 
@@ -42,10 +52,26 @@ DEVICE void decode(const AttentionParams& p, unsigned char* shared) {
     {
         const bool there = head < p.heads;
         const float4* from = reinterpret_cast<const float4*>(p.q + (static_cast<uint64_t>(token) * p.heads + head) * DIM);
+        float4 of_lane[4];
+        float square = 0.0f;
 #pragma unroll
         for (uint32_t i = 0; i < 4; i++) {
-            float4 v = there ? from[i * 32u + lane] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            v = make_float4(v.x * p.scale, v.y * p.scale, v.z * p.scale, v.w * p.scale);
+            const float4 v = there ? from[i * 32u + lane] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            square += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+            of_lane[i] = v;
+        }
+        const float length = 1.0f / sqrtf(warp_sum(square) / static_cast<float>(DIM) + p.norm_eps);
+        const float factor = turning ? length * p.scale : p.scale;
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+            float4 v = of_lane[i];
+            v = make_float4(v.x * factor, v.y * factor, v.z * factor, v.w * factor);
+            if (turning) {
+                const uint32_t channel = i * 128u + lane * 4u, pair = channel < plain ? 0u : (channel - plain) / 2u;
+                const float s0 = shuffle(sine, pair), c0 = shuffle(cosine, pair);
+                const float s1 = shuffle(sine, pair + 1u), c1 = shuffle(cosine, pair + 1u);
+                if (channel >= plain) v = make_float4(v.x * c0 - v.y * s0, v.x * s0 + v.y * c0, v.z * c1 - v.w * s1, v.z * s1 + v.w * c1);
+            }
             const uint32_t h0 = pack_f16x2(v.x, v.y), h1 = pack_f16x2(v.z, v.w);
             const float2 f0 = unpack_f16x2(h0), f1 = unpack_f16x2(h1);
             uint16_t* to = q + warp * KV_STRIDE + i * 128u + lane * 4u;
@@ -178,7 +204,19 @@ DEVICE void decode(const AttentionParams& p, unsigned char* shared) {
             total += factor * theirs[HEADS + of_group];
             value += factor * cluster_shared(values, b)[at];
         }
-        p.out[(static_cast<uint64_t>(token) * p.heads + h) * DIM + at % DIM] = value / total;
+        value /= total;
+        if (turning) {
+            // Values were turned with their keys; the query's angle is taken back from their sum.
+            const uint32_t channel = at % DIM, pair = channel < plain ? 0u : (channel - plain) / 2u;
+            const float s = shuffle(sine, pair), c = shuffle(cosine, pair), other = shuffle_xor(value, 1u);
+            if (channel >= plain) value = channel % 2u == 0 ? value * c + other * s : value * c - other * s;
+        }
+        p.out[(static_cast<uint64_t>(token) * p.heads + h) * DIM + at % DIM] = value;
+    }
+    // The slot that is overwritten is of a token that left the window before.
+    if (turning && rank == 0 && work % groups == 0) {
+        float* slot = p.rings.data[a.sequence] + static_cast<uint64_t>(p.batch.positions[token] % p.rings.slots) * DIM;
+        for (uint32_t i = threadIdx.x; i < DIM; i += blockDim.x) slot[i] = p.kv[static_cast<uint64_t>(token) * DIM + i];
     }
     // Nobody leaves while others read its shared memory.
     cluster_sync();

@@ -11,10 +11,11 @@ use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 #[cfg(feature = "cuda-emulator")]
 use crate::device::cuda::emulating;
 #[cfg(cuda_kernels)]
-use crate::device::cuda::Target;
+use crate::device::cuda::{Gpu, Target};
 use crate::device::{host, host_mut, timed, Workspace};
-use crate::kv::{Ring, Rows};
+use crate::kv::{write_rings, Ring, Rows};
 use crate::ragged::{Ragged, Span};
+use crate::{rms_norm, rope, RopeTable, Turn};
 
 /// Which compressed rows a token attends to, of those its sequence has.
 #[derive(Clone, Copy, Debug)]
@@ -37,33 +38,81 @@ pub struct Compressed<'a> {
     pub selection: Selection<'a>,
 }
 
+/// What attention works on.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// Queries `[tokens, heads, dim]` f32.
+    pub q: &'a Tensor,
+    /// The batch's own rows `[tokens, dim]` f32.
+    pub kv: &'a Tensor,
+    /// One ring `[≥ window − 1 slots, dim]` for each sequence, read for positions before the batch.
+    pub windows: &'a [&'a Ring],
+    /// Positions that a token sees of those, its own included.
+    pub window: usize,
+    /// Further rows.
+    pub compressed: Option<Compressed<'a>>,
+    /// `[heads]` f32.
+    pub sinks: &'a Tensor,
+    /// Of the scores.
+    pub scale: f32,
+    /// Which token is whose.
+    pub batch: &'a Ragged,
+}
+
 /// Multi-query attention in which every row is key and value at once: with `s_r = q_h · row_r ·
 /// scale` and `m = max(sink_h, max s)`, `out_h = Σ_r e^{s_r − m} row_r / (e^{sink_h − m} + Σ_r e^{s_r − m})`.
 ///
 /// The rows of a token at position `p` are those of positions `p − window + 1 ..= p`, then its
 /// compressed rows. A sink has no value: it takes weight and gives nothing.
 ///
-/// Shapes: `q` `[tokens, heads, dim]` f32 · `kv` `[tokens, dim]` f32, the batch's own rows ·
-/// `windows` one ring `[≥ window − 1 slots, dim]` for each sequence, read for positions before the
-/// batch and not changed · `sinks` `[heads]` f32 → `[tokens, heads, dim]`.
+/// Shapes: see [`Attention`] → `[tokens, heads, dim]`. The windows are not changed.
 /// Errors: shapes that do not fit; a chosen row that its sequence does not have.
 /// Source: DeepSeek V4; sinks as in "Efficient Streaming Language Models with Attention Sinks"
 /// (Xiao et al., 2023), learned per head.
 ///
 /// On NVIDIA GPUs rows have 512 values and are multiplied as halves, which rows that were rounded to FP8
 /// fit exactly; a choice that points past the rows is not looked for there.
-#[allow(clippy::too_many_arguments)]
-pub fn sink_attention(
-    q: &Tensor,
-    kv: &Tensor,
-    windows: &[&Ring],
-    window: usize,
-    compressed: Option<Compressed<'_>>,
-    sinks: &Tensor,
-    scale: f32,
-    batch: &Ragged,
+pub fn sink_attention(of: Attention<'_>, ws: &Workspace) -> Result<Tensor> {
+    attend(of, None, ws)
+}
+
+/// [`sink_attention`] with all that surrounds it: each head's query is brought to length one (RMS norm
+/// without a weight) and turned to its position; what comes out is turned back, since values carry the
+/// turn of their keys; and the batch's rows are written to the windows.
+///
+/// Shapes and errors: as [`sink_attention`] and [`rope`].
+/// Source: DeepSeek V4.
+pub fn turned_attention(
+    of: Attention<'_>,
+    rope_table: &RopeTable,
+    eps: f64,
     ws: &Workspace,
 ) -> Result<Tensor> {
+    #[cfg(cuda_kernels)]
+    if let Some(gpu) = Gpu::of(of.q.device())? {
+        if cuda::turns_itself(&gpu, &of, rope_table)? {
+            return attend(of, Some(Turning { rope: rope_table, eps }), ws);
+        }
+    }
+    let positions = of.batch.positions();
+    let q = rms_norm(of.q, None, eps, ws)?;
+    rope(&q, rope_table, positions, Turn::Forward)?;
+    let out = attend(Attention { q: &q, ..of }, None, ws)?;
+    write_rings(&[(of.windows.to_vec(), of.kv)], of.batch)?;
+    rope(&out, rope_table, positions, Turn::Inverse)?;
+    Ok(out)
+}
+
+/// What a kernel does with queries and values itself.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(cuda_kernels), allow(dead_code))]
+struct Turning<'a> {
+    rope: &'a RopeTable,
+    eps: f64,
+}
+
+fn attend(of: Attention<'_>, turn: Option<Turning<'_>>, ws: &Workspace) -> Result<Tensor> {
+    let Attention { q, kv, windows, window, compressed, sinks, batch, .. } = of;
     let (tokens, heads, dim) = q.dims3()?;
     if kv.dims() != [tokens, dim] || tokens != batch.tokens() {
         bail!("attention: q {:?}, kv {:?}, a batch of {}", q.dims(), kv.dims(), batch.tokens());
@@ -94,14 +143,8 @@ pub fn sink_attention(
     #[cfg(any(feature = "metal", feature = "metal-emulator"))]
     let partial = metal::partial_results(heads, window, compressed.as_ref(), batch, ws)?;
     let attend = Attend {
-        q,
-        kv,
-        windows,
-        window,
-        compressed,
-        sinks,
-        scale,
-        batch,
+        of,
+        turn,
         #[cfg(any(feature = "metal", feature = "metal-emulator"))]
         partial,
     };
@@ -132,17 +175,20 @@ fn read_bytes(dim: usize, window: usize, compressed: Option<Compressed>, batch: 
 }
 
 struct Attend<'a> {
-    q: &'a Tensor,
-    kv: &'a Tensor,
-    windows: &'a [&'a Ring],
-    window: usize,
-    compressed: Option<Compressed<'a>>,
-    sinks: &'a Tensor,
-    scale: f32,
-    batch: &'a Ragged,
+    of: Attention<'a>,
+    #[cfg_attr(not(cuda_kernels), allow(dead_code))]
+    turn: Option<Turning<'a>>,
     /// Where the shares of a token's rows wait to be joined.
     #[cfg(any(feature = "metal", feature = "metal-emulator"))]
     partial: Tensor,
+}
+
+impl<'a> std::ops::Deref for Attend<'a> {
+    type Target = Attention<'a>;
+
+    fn deref(&self) -> &Attention<'a> {
+        &self.of
+    }
 }
 
 impl InplaceOp1 for Attend<'_> {

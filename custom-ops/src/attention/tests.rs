@@ -77,17 +77,17 @@ fn run_with(
         };
         let (q, kv) = (case.q.narrow(0, start, len)?, case.kv.narrow(0, start, len)?);
         let compressed = Compressed { rows: &[&rows], selection };
-        let out = sink_attention(
-            &q,
-            &kv,
-            &[&ring],
-            WINDOW,
-            Some(compressed),
-            &case.sinks,
-            0.3,
-            &batch,
-            &ws,
-        )?;
+        let attention = Attention {
+            q: &q,
+            kv: &kv,
+            windows: &[&ring],
+            window: WINDOW,
+            compressed: Some(compressed),
+            sinks: &case.sinks,
+            scale: 0.3,
+            batch: &batch,
+        };
+        let out = sink_attention(attention, &ws)?;
         got.extend(out.flatten_all()?.to_vec1::<f32>()?);
         ring.write(&kv, &batch.spans()[0])?;
         start += len;

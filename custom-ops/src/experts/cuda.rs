@@ -1,4 +1,4 @@
-//! On NVIDIA GPUs: one token in two launches, many grouped by expert; kernel_*.cu.
+//! On NVIDIA GPUs: tokens grouped by expert; kernel_group*.cu.
 
 use candle_core::{bail, DType, Result};
 
@@ -8,45 +8,12 @@ use crate::device::cuda::{Address, Gpu, Kernel, Launch, Scratch, ScratchSize, Ta
 use crate::matmul::cuda::{halve_rows, halves_order};
 use crate::Matrix;
 
-/// What the kernels for one token are made for: columns of gate and up, columns of down, slots.
-const ONE_HIDDEN: usize = 4096;
-const ONE_INTER: usize = 2048;
-const ONE_SLOTS: usize = 7;
 /// Shared memory of IQ2_XXS's tables.
-const TABLE_BYTES: usize = 384 * 128;
+pub(super) const TABLE_BYTES: usize = 384 * 128;
 /// Experts whose pairs one block can count.
 const MAX_EXPERTS: usize = 8192;
 /// Scratch that a slice of a long batch may take; more tokens go slice by slice.
 const SLICE_BYTES: usize = 512 << 20;
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct OneGateUp {
-    x: Address,
-    ids: Address,
-    weights: Address,
-    h: Address,
-    shared_h: Address,
-    gate: Weight,
-    up: Weight,
-    shared_gate: Weight,
-    shared_up: Weight,
-    k: u32,
-    clamp: f32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct OneDown {
-    h: Address,
-    shared_h: Address,
-    ids: Address,
-    out: Address,
-    down: Weight,
-    shared_down: Weight,
-    k: u32,
-    rounds: u32,
-}
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -100,10 +67,6 @@ struct Sum {
     hidden: u32,
 }
 
-/// A weight that is not there.
-const NO_WEIGHT: Weight =
-    Weight { plane: [Address::NULL; 3], stride: [0; 3], format: 0, stack: 0, rows: 0, cols: 0 };
-
 /// What a call computes, and how much of it.
 #[derive(Clone, Copy)]
 struct Shape<'a> {
@@ -120,19 +83,6 @@ impl<'a> Shape<'a> {
         let shared_inter = shared.map_or(0, |shared| shared.gate.rows());
         let (hidden, inter) = (routed.gate.cols(), routed.gate.rows());
         Self { routed, shared, k, hidden, inter, shared_inter }
-    }
-
-    /// Whether the kernels for one token fit.
-    fn is_one(&self, tokens: usize) -> bool {
-        let Mlp { gate, up, down } = self.routed;
-        let routed = [gate.format(), up.format()] == [Format::Iq2Xxs; 2]
-            && down.format() == Format::Q2K
-            && (self.hidden, self.inter) == (ONE_HIDDEN, ONE_INTER);
-        let shared = self.shared.is_none_or(|Mlp { gate, up, down }| {
-            [gate.format(), up.format(), down.format()] == [Format::Q8_0; 3]
-                && self.shared_inter.is_multiple_of(256)
-        });
-        tokens == 1 && (1..=ONE_SLOTS).contains(&self.k) && routed && shared
     }
 
     /// Refuses by name what the grouped kernels cannot do.
@@ -186,9 +136,6 @@ impl<'a> Shape<'a> {
     /// Bytes of the pieces of scratch for so many tokens, in the order in which they are taken.
     fn pieces(&self, tokens: usize) -> Vec<usize> {
         let pairs = tokens * self.k;
-        if self.is_one(tokens) {
-            return vec![4 * pairs * self.inter, 4 * self.shared_inter];
-        }
         let mut pieces = vec![
             2 * tokens * self.hidden,
             2 * pairs * self.inter,
@@ -246,10 +193,7 @@ pub(super) fn experts(op: &Experts, out: Target) -> Result<()> {
             out: out.address().offset(4 * first * shape.hidden),
             tokens: count,
         };
-        match shape.is_one(count) {
-            true => call.one(part, &mut scratch)?,
-            false => call.grouped(part, &mut scratch)?,
-        }
+        call.grouped(part, &mut scratch)?;
     }
     Ok(())
 }
@@ -273,50 +217,6 @@ struct Call<'a> {
 impl Call<'_> {
     fn weight(&self, w: &Matrix) -> Result<Weight> {
         w.cuda("experts", self.gpu)
-    }
-
-    fn one(&self, part: Part, scratch: &mut Scratch) -> Result<()> {
-        let Shape { routed, shared, k, inter, shared_inter, hidden } = self.shape;
-        let [h, shared_h] = [4 * k * inter, 4 * shared_inter].map(|n| scratch.take("experts", n));
-        let (h, shared_h) = (h?, shared_h?);
-        let of_shared = |pick: fn(Mlp) -> &Matrix| match shared {
-            Some(mlp) => self.weight(pick(mlp)),
-            None => Ok(NO_WEIGHT),
-        };
-        let params = OneGateUp {
-            x: part.x,
-            ids: part.ids,
-            weights: part.weights,
-            h,
-            shared_h,
-            gate: self.weight(routed.gate)?,
-            up: self.weight(routed.up)?,
-            shared_gate: of_shared(|mlp| mlp.gate)?,
-            shared_up: of_shared(|mlp| mlp.up)?,
-            k: k as u32,
-            clamp: self.clamp,
-        };
-        let blocks = self.gpu.multiprocessors();
-        let tiles = (shared_inter / 16).div_ceil(blocks);
-        let shared_bytes = TABLE_BYTES + hidden + hidden / 8 + 64 + tiles * 2 * 16 * 16 * 4;
-        let launch = Launch::new(blocks, 512).shared(shared_bytes);
-        // SAFETY: `ExpertsGateUpParams`; `is_one` has compared formats and shapes.
-        unsafe { self.gpu.launch(Kernel("experts_one_gate_up"), launch, &params)? };
-        let rounds = (hidden / 16).div_ceil(blocks);
-        let params = OneDown {
-            h,
-            shared_h,
-            ids: part.ids,
-            out: part.out,
-            down: self.weight(routed.down)?,
-            shared_down: of_shared(|mlp| mlp.down)?,
-            k: k as u32,
-            rounds: rounds as u32,
-        };
-        let values = k * inter + shared_inter;
-        let launch = Launch::new(blocks, 512).shared(values + values / 8 + rounds * 16 * 16 * 4);
-        // SAFETY: `ExpertsDownParams`, as above.
-        unsafe { self.gpu.launch(Kernel("experts_one_down"), launch, &params) }
     }
 
     fn grouped(&self, part: Part, scratch: &mut Scratch) -> Result<()> {
@@ -523,7 +423,6 @@ mod tests {
     #[test]
     fn the_parameter_structs_are_the_headers() {
         use std::mem::size_of;
-        assert_eq!((size_of::<OneGateUp>(), size_of::<OneDown>()), (40 + 256 + 8, 32 + 128 + 8));
         assert_eq!((size_of::<Group>(), size_of::<Sum>()), (48, 40));
         assert_eq!(size_of::<GroupedGateUp>(), 48 + 128 + 16);
         assert_eq!(size_of::<GroupedDown>(), 40 + 64 + 8);

@@ -1,4 +1,7 @@
 // The experts of one token: two launches, each bound by reading the chosen experts once.
+//
+// A launch that overlaps with its predecessor may read before its wait what was there when that one had
+// waited: the router's logits are two launches old when `experts_one_down` begins.
 #include "../../include/cuda/experts.h"
 #include "../../include/cuda/gated_unit.cuh"
 #include "../../include/cuda/gemm.cuh"
@@ -6,7 +9,8 @@
 
 namespace {
 
-// Columns of the routed matrices: 16 blocks of IQ2_XXS, and 8 of Q2_K, so that a lane has whole ones.
+// Columns of the routed matrices: 16 blocks of IQ2_XXS, and 8 of Q2_K, so that a lane has whole ones. The
+// first ones have as many rows as the last one has columns.
 constexpr uint32_t HIDDEN = 4096;
 constexpr uint32_t INTER = 2048;
 constexpr uint32_t ONE_WARPS = 16;
@@ -45,6 +49,22 @@ DEVICE int32_t dot_group(uint32_t runs, uint32_t signs, const uint32_t* x, const
     return sum;
 }
 
+// Experts and weights of the token's slots, by a warp, into shared memory. An expert that is not there
+// stands for another, with a weight that is no number.
+DEVICE void slots_of(const ExpertsRoute& route, uint32_t k, uint32_t stack, uint32_t* ids, float* weights) {
+    const uint32_t lane = lane_id();
+    Chosen slot = {0, 0.0f};
+    if (route.ids == nullptr) {
+        slot = route_token(route.routing, 0);
+    } else if (lane < k) {
+        slot = {route.ids[lane], route.weights[lane]};
+    }
+    if (lane < k) {
+        ids[lane] = min(slot.id, stack - 1u);
+        weights[lane] = slot.id < stack ? slot.weight : f32_from_bits(0x7fc00000u);
+    }
+}
+
 // Sums of eight values over a warp: lane `4 i ..+4` gets value i's. Fixed order.
 DEVICE float reduce8(const float (&v)[8]) {
     const uint32_t lane = lane_id();
@@ -70,9 +90,8 @@ DEVICE float reduce8(const float (&v)[8]) {
 
 }  // namespace
 
-// Grid: one block a multiprocessor. Shared memory: tables, x as bytes and scales, sums of the shared
-// expert, ids and weights: IQ2_XXS_TABLE_BYTES + 4096 + 512 + 2 · 16 · 16 · 4 · rounds + 64, where rounds
-// is the number of tiles of the shared expert that a block has at most.
+// Grid: one block a multiprocessor. Shared memory: tables, x as bytes and scales, ids and weights:
+// IQ2_XXS_TABLE_BYTES + 4096 + 512 + 64.
 KERNEL(experts_one_gate_up, ExpertsGateUpParams, 512) {
     SHARED(unsigned char, shared);
     uint32_t* tables = reinterpret_cast<uint32_t*>(shared);
@@ -80,50 +99,24 @@ KERNEL(experts_one_gate_up, ExpertsGateUpParams, 512) {
     float* scales = reinterpret_cast<float*>(quants + HIDDEN / 4u);
     uint32_t* ids = reinterpret_cast<uint32_t*>(scales + HIDDEN / 32u);
     float* weights = reinterpret_cast<float*>(ids + 8);
-    float* sums = weights + 8;  // [tile, gate or up, warp, 16]
-    const uint32_t warp = warp_id(), lane = lane_id(), g = lane / 4u, t = lane % 4u;
+    const uint32_t warp = warp_id(), lane = lane_id();
 
-    // What needs nothing of the kernels before: the shared expert's first piece, and the tables.
-    const uint32_t shared_tiles = p.shared_gate.rows / 16u;
-    const uint32_t first = shared_tiles * blockIdx.x / gridDim.x, last = shared_tiles * (blockIdx.x + 1u) / gridDim.x;
-    Piece piece;
-    fetch_all(piece, first < last ? aim(p.shared_gate, first, warp) : nowhere());
     fill_iq2_xxs_tables(tables);
     pdl_wait();
-    // Only now: the kernel after reads the ids before its wait, so they must be there when it starts.
+    // Only now: the kernel after reads the logits before its wait.
     pdl_trigger();
-
-    if (threadIdx.x < p.k) {
-        const uint32_t id = p.ids[threadIdx.x];
-        ids[threadIdx.x] = min(id, p.gate.stack - 1u);
-        weights[threadIdx.x] = id < p.gate.stack ? p.weights[threadIdx.x] : f32_from_bits(0x7fc00000u);
+    if (warp == 0) {
+        slots_of(p.route, p.k, p.gate.stack, ids, weights);
+    } else {
+        const auto four = [&p](uint32_t i) { return reinterpret_cast<const float4*>(p.x)[i]; };
+        quantize_to_shared(four, HIDDEN, quants, scales, threadIdx.x - 32u, blockDim.x - 32u);
     }
-    quantize_to_shared(p.x, HIDDEN, quants, scales);
     __syncthreads();
 
-    const uint32_t rows = p.gate.rows, items = p.k * rows, step = gridDim.x * ONE_WARPS;
+    const uint32_t items = p.k * INTER, step = gridDim.x * ONE_WARPS;
     uint32_t item = blockIdx.x * ONE_WARPS + warp;
     RowPair now, next;
-    if (item < items) fetch_pair(now, p.gate, p.up, ids[item / rows], item % rows);
-
-    // The shared expert: a tile of gate and one of up at a time, a sixteenth of their columns a warp.
-    for (uint32_t tile = first; tile < last; tile++) {
-#pragma unroll
-        for (uint32_t m = 0; m < 2; m++) {
-            const Source source = m == 0           ? aim(p.shared_up, tile, warp)
-                                  : tile + 1 < last ? aim(p.shared_gate, tile + 1u, warp)
-                                                    : nowhere();
-            float sum[2] = {0.0f, 0.0f};
-            multiply_1(piece, source, false, warp, HIDDEN / 32u, nullptr, quants, scales, sum);
-#pragma unroll
-            for (uint32_t r = 0; r < 2; r++) {
-                float s = sum[r];
-                s += shuffle_xor(s, 1u);
-                s += shuffle_xor(s, 2u);
-                if (t == 0) sums[(((tile - first) * 2u + m) * ONE_WARPS + warp) * 16u + g + 8u * r] = s;
-            }
-        }
-    }
+    if (item < items) fetch_pair(now, p.gate, p.up, ids[item / INTER], item % INTER);
 
     // The routed ones: a row of gate and of up a warp.
     uint32_t x[2][16];
@@ -144,7 +137,7 @@ KERNEL(experts_one_gate_up, ExpertsGateUpParams, 512) {
     const uint32_t positive = opaque(IQ2_XXS_POSITIVE), negative = opaque(IQ2_XXS_NEGATIVE);
     for (; item < items; item += step) {
         const uint32_t ahead = item + step;
-        if (ahead < items) fetch_pair(next, p.gate, p.up, ids[ahead / rows], ahead % rows);
+        if (ahead < items) fetch_pair(next, p.gate, p.up, ids[ahead / INTER], ahead % INTER);
         float both[2];
 #pragma unroll
         for (uint32_t m = 0; m < 2; m++) {
@@ -169,20 +162,8 @@ KERNEL(experts_one_gate_up, ExpertsGateUpParams, 512) {
         s += shuffle_xor(s, 2u);
         s += shuffle_xor(s, 1u);
         const float up = shuffle_xor(s, 16u);
-        if (lane == 0) p.h[item] = clamped_swiglu(s, up, p.clamp) * weights[item / rows];
+        if (lane == 0) p.h[item] = clamped_swiglu(s, up, p.clamp) * weights[item / INTER];
         now = next;
-    }
-
-    __syncthreads();
-    for (uint32_t i = threadIdx.x; i < (last - first) * 16u; i += blockDim.x) {
-        float both[2];
-        for (uint32_t m = 0; m < 2; m++) {
-            const float* from = sums + (i / 16u * 2u + m) * (ONE_WARPS * 16u) + i % 16u;
-            float s = from[0];
-            for (uint32_t w = 1; w < ONE_WARPS; w++) s += from[w * 16u];
-            both[m] = s;
-        }
-        p.shared_h[first * 16u + i] = clamped_swiglu(both[0], both[1], p.clamp);
     }
 }
 
@@ -228,15 +209,26 @@ KERNEL(experts_one_down, ExpertsDownParams, 512) {
     EightRows rows;
     Piece piece;
     if (routed) {
-        expert = min(p.ids[slot], p.down.stack - 1u);
+        Chosen chosen = {0, 0.0f};
+        if (p.route.ids == nullptr) {
+            chosen = route_token(p.route.routing, 0);
+        } else if (lane < p.k) {
+            chosen.id = p.route.ids[lane];
+        }
+        expert = min(shuffle(chosen.id, slot), p.down.stack - 1u);
 #pragma unroll
         for (uint32_t i = 0; i < 8; i++) fetch_row(rows, i, p.down, expert, first * 16u + half);
     } else {
         fetch_all(piece, first < last && share < pieces ? aim(p.shared_down, first, share) : nowhere());
+        const auto gated = [&p](uint32_t i) {
+            const float4 g = reinterpret_cast<const float4*>(p.shared_gate)[i], u = reinterpret_cast<const float4*>(p.shared_up)[i];
+            return make_float4(clamped_swiglu(g.x, u.x, p.clamp), clamped_swiglu(g.y, u.y, p.clamp),
+                               clamped_swiglu(g.z, u.z, p.clamp), clamped_swiglu(g.w, u.w, p.clamp));
+        };
+        quantize_to_shared(gated, shared_cols, shared_quants, shared_scales, threadIdx.x - 64u * p.k, shares * 32u);
     }
     pdl_wait();
     quantize_to_shared(p.h, p.k * INTER, quants, scales);
-    if (shared_cols != 0) quantize_to_shared(p.shared_h, shared_cols, shared_quants, shared_scales);
     __syncthreads();
 
     if (routed) {

@@ -3,9 +3,13 @@
 mod cpu;
 #[cfg(cuda_kernels)]
 mod cuda;
+#[cfg(cuda_kernels)]
+mod cuda_one;
 mod groups;
 #[cfg(any(feature = "metal", feature = "metal-emulator"))]
 mod metal;
+#[cfg(cuda_kernels)]
+mod one;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
@@ -14,7 +18,8 @@ use crate::device::cuda::emulating;
 #[cfg(cuda_kernels)]
 use crate::device::cuda::{Gpu, Target};
 use crate::device::{host, host_mut, timed, Workspace};
-use crate::Matrix;
+use crate::router::{route, Choice};
+use crate::{matmul, Matrix};
 
 /// The weights of a gated feed-forward network, or of a stack of them.
 ///
@@ -70,6 +75,15 @@ pub fn experts(
     if clamp.is_nan() || clamp <= 0.0 {
         bail!("experts: the clamp must be above 0, or infinite for none, got {clamp}");
     }
+    #[cfg(cuda_kernels)]
+    if on_gpu_at_once(x, routed, shared, ids_dims.1)? {
+        let products = match shared {
+            Some(shared) => crate::matmuls(x, &[shared.gate, shared.up], ws)?,
+            None => Vec::new(),
+        };
+        let shared = shared.map(|shared| (shared, &products[..]));
+        return one::one(x, routed, one::Route::Chosen { ids, weights }, shared, clamp, ws);
+    }
     let out = ws.f32((tokens, hidden))?;
     #[cfg(any(feature = "metal", feature = "metal-emulator"))]
     let scratch = metal::Scratch::new(routed, ids, shared, ws)?;
@@ -92,6 +106,45 @@ pub fn experts(
     }
     timed(&out, || class_of(routed, ids, shared), || out.inplace_op1(&op))?;
     Ok(out)
+}
+
+/// [`experts`] that the router chooses: [`route`] by the logits `router · x[t]`, the weights' sum `scale`.
+///
+/// Shapes: `router` `[n, hidden]`; else as [`experts`]. Errors: as [`route`] and [`experts`].
+/// Source: as those.
+#[allow(clippy::too_many_arguments)]
+pub fn routed_experts(
+    x: &Tensor,
+    router: &Matrix,
+    choice: Choice<'_>,
+    scale: f32,
+    routed: Mlp,
+    shared: Option<Mlp>,
+    clamp: f32,
+    ws: &Workspace,
+) -> Result<Tensor> {
+    #[cfg(cuda_kernels)]
+    {
+        let (tokens, hidden) = x.dims2()?;
+        let k = choice.check(tokens, router.rows())?;
+        if on_gpu_at_once(x, routed, shared, k)? {
+            check("routed", routed, router.rows(), hidden)?;
+            let mut weights = vec![router];
+            weights.extend(shared.iter().flat_map(|shared| [shared.gate, shared.up]));
+            let products = crate::matmuls(x, &weights, ws)?;
+            let shared = shared.map(|shared| (shared, &products[1..]));
+            let route = one::Route::Choose { logits: &products[0], choice, k, scale };
+            return one::one(x, routed, route, shared, clamp, ws);
+        }
+    }
+    let (ids, weights) = route(&matmul(x, router, ws)?, choice, scale, ws)?;
+    experts(x, routed, &ids, &weights, shared, clamp, ws)
+}
+
+/// Whether the kernels for one token are for this.
+#[cfg(cuda_kernels)]
+fn on_gpu_at_once(x: &Tensor, routed: Mlp, shared: Option<Mlp>, k: usize) -> Result<bool> {
+    Ok(x.dim(0)? == 1 && Gpu::of(x.device())?.is_some() && cuda_one::fits(routed, shared, k))
 }
 
 /// Gate and up's format and down's, with the bytes of the experts that are chosen at all.

@@ -1,9 +1,38 @@
-//! On NVIDIA GPUs, with four streams; kernel.cu.
+//! On NVIDIA GPUs, with four streams; kernel*.cu.
 
-use candle_core::{bail, DType, Result};
+use candle_core::{bail, DType, Result, Tensor};
 
+use super::enter::Enter;
 use super::{Collapse, Expand, Kind, Mix};
-use crate::device::cuda::{Address, Kernel, Launch, Target};
+use crate::blocks::Format;
+use crate::device::cuda::{Address, Gpu, Kernel, Launch, Target};
+use crate::Matrix;
+
+/// Blocks of a cluster that has a token on its way in, and the channels that they have room for.
+const ENTER_BLOCKS: usize = 8;
+const ENTER_HIDDEN: usize = 4096;
+/// Tokens from which on the separate launches are faster.
+const ENTER_TOKENS: usize = 64;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct EnterParams {
+    state: Address,
+    y: Address,
+    due: Address,
+    projection: Address,
+    scale: Address,
+    base: Address,
+    norm: Address,
+    mix: Address,
+    out: Address,
+    tokens: u32,
+    hidden: u32,
+    iterations: u32,
+    eps: f32,
+    mix_norm_eps: f32,
+    norm_eps: f32,
+}
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -95,9 +124,72 @@ pub(super) fn expand(op: &Expand, state: Target) -> Result<()> {
     unsafe { gpu.launch(Kernel("hyper_expand"), launch, &params) }
 }
 
+/// Whether the kernels that do everything at once are for this.
+pub(super) fn enters_at_once(gpu: &Gpu, state: &Tensor, projection: &Matrix) -> Result<bool> {
+    let (tokens, streams, hidden) = state.dims3()?;
+    let fits = streams == 4 && hidden.is_multiple_of(32 * ENTER_BLOCKS) && hidden <= ENTER_HIDDEN;
+    let clusters = gpu.capability() >= (9, 0) && (1..ENTER_TOKENS).contains(&tokens);
+    Ok(fits && clusters && projection.format() == Format::F16)
+}
+
+pub(super) fn enter(op: &Enter, out: Target) -> Result<()> {
+    let name = "hyper_enter";
+    let (tokens, streams, hidden) = op.state.dims3()?;
+    let entrance = op.entrance;
+    let out = out.of(name, DType::F32)?;
+    let gpu = out.gpu();
+    let [state, scale, base, norm] = [op.state, entrance.scale, entrance.base, entrance.norm]
+        .map(|tensor| gpu.f32(name, tensor));
+    let (state, scale, base, norm) = (state?, scale?, base?, norm?);
+    let is_head = entrance.projection.rows() == streams;
+    let mix = if is_head { None } else { Some(gpu.f32(name, op.mix)?) };
+    let due = match op.due {
+        Some(due) => Some((gpu.f32(name, &due.y)?, gpu.f32(name, &due.mix)?)),
+        None => None,
+    };
+    let params = EnterParams {
+        state: state.address(),
+        y: due.as_ref().map_or(Address::NULL, |(y, _)| y.address()),
+        due: due.as_ref().map_or(Address::NULL, |(_, mix)| mix.address()),
+        projection: entrance.projection.cuda(name, &gpu)?.plane[0],
+        scale: scale.address(),
+        base: base.address(),
+        norm: norm.address(),
+        mix: mix.as_ref().map_or(Address::NULL, |mix| mix.address()),
+        out: out.address(),
+        tokens: tokens as u32,
+        hidden: hidden as u32,
+        iterations: entrance.params.sinkhorn_iterations as u32,
+        eps: entrance.params.eps,
+        mix_norm_eps: entrance.params.norm_eps as f32,
+        norm_eps: entrance.norm_eps as f32,
+    };
+    // As many clusters as run at once; each goes on to further tokens.
+    let clusters = tokens.min((gpu.multiprocessors() / ENTER_BLOCKS).max(1));
+    let launch = Launch::new(clusters * ENTER_BLOCKS, 512)
+        .cluster(ENTER_BLOCKS as u32)
+        .shared(4 * (hidden / 2 + 900));
+    let kernel = Kernel(if is_head { "hyper_leave" } else { "hyper_enter" });
+    // SAFETY: `HyperEnterParams`; shapes were checked by the op, the format by `enters_at_once`. The streams
+    // and the mix are written through addresses while their storage is only borrowed: the borrow guards
+    // the host's struct.
+    unsafe { gpu.launch(kernel, launch, &params) }
+}
+
 fn check(streams: usize) -> Result<()> {
     if streams != 4 {
         bail!("hyper-connection: no CUDA kernel for {streams} streams, only for 4");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parameter_struct_is_the_kernels() {
+        use std::mem::{offset_of, size_of};
+        assert_eq!((size_of::<EnterParams>(), offset_of!(EnterParams, tokens)), (96, 72));
+    }
 }

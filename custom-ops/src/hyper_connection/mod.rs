@@ -7,6 +7,7 @@
 mod cpu;
 #[cfg(cuda_kernels)]
 mod cuda;
+mod enter;
 #[cfg(any(feature = "metal", feature = "metal-emulator"))]
 mod metal;
 
@@ -17,6 +18,7 @@ use crate::device::cuda::emulating;
 #[cfg(cuda_kernels)]
 use crate::device::cuda::Target;
 use crate::device::{host, host_mut, timed, Workspace};
+pub use enter::{hyper_enter, hyper_leave, Due, Entrance};
 
 /// The constants of a mix.
 #[derive(Clone, Copy, Debug, PartialEq)]

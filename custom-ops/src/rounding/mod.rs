@@ -24,6 +24,34 @@ pub(crate) const FP8_BLOCK: usize = 64;
 /// Values of an indexer's key or query that share a scale.
 pub(crate) const FP4_BLOCK: usize = 32;
 
+/// The rounding that a row gets before it is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// None: as in implementations that leave it out.
+    Off,
+    /// FP8 of the channels that do not turn, BF16 of the others: rows that are attended to.
+    Fp8 {
+        /// How many do not turn.
+        nope_dim: usize,
+    },
+    /// Hadamard, then FP4: the indexer's keys and queries.
+    HadamardFp4,
+}
+
+impl Rounding {
+    /// Rounds rows in place.
+    ///
+    /// # Errors
+    /// If the rows do not have the channels.
+    pub fn apply(self, rows: &Tensor) -> Result<()> {
+        match self {
+            Self::Off => Ok(()),
+            Self::Fp8 { nope_dim } => kv_round_trip(rows, nope_dim),
+            Self::HadamardFp4 => hadamard_fp4_round_trip(rows),
+        }
+    }
+}
+
 /// Rounds KV rows in place as they are kept: the first `nope` channels through FP8 E4M3 with one
 /// power-of-two scale per block of 64, `s = 2^⌈log2(max(|x|max, 1e-4) / 448)⌉`,
 /// `x ← e4m3(x / s) · s`; the others, which carry the position, through BF16. Ties go to even.

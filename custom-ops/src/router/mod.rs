@@ -2,7 +2,7 @@
 
 mod cpu;
 #[cfg(cuda_kernels)]
-mod cuda;
+pub(crate) mod cuda;
 #[cfg(any(feature = "metal", feature = "metal-emulator"))]
 mod metal;
 
@@ -33,6 +33,32 @@ pub enum Choice<'a> {
     },
 }
 
+impl Choice<'_> {
+    /// Experts per token, if it fits `tokens` rows of logits for `experts`.
+    ///
+    /// # Errors
+    /// If not.
+    pub(crate) fn check(&self, tokens: usize, experts: usize) -> Result<usize> {
+        Ok(match *self {
+            Self::TopK { k, bias } => {
+                if k > experts {
+                    bail!("route: {k} of {experts} experts wanted");
+                }
+                if let Some(bias) = bias.filter(|b| b.dims() != [experts]) {
+                    bail!("route: bias {:?} for {experts} experts", bias.dims());
+                }
+                k
+            }
+            Self::Hash { table, tokens: ids } => {
+                if ids.dims() != [tokens] {
+                    bail!("route: {:?} token ids for {tokens} rows of logits", ids.dims());
+                }
+                table.dims2()?.1
+            }
+        })
+    }
+}
+
 /// `p = sqrt(softplus(logits))`; the chosen experts' weights are `p / Σ p · scale`, without bias.
 ///
 /// Shapes: `logits` `[tokens, experts]` f32 → ids `[tokens, k]` u32, weights `[tokens, k]` f32, by
@@ -47,23 +73,7 @@ pub fn route(
     ws: &Workspace,
 ) -> Result<(Tensor, Tensor)> {
     let (tokens, experts) = logits.dims2()?;
-    let k = match choice {
-        Choice::TopK { k, bias } => {
-            if k > experts {
-                bail!("route: {k} of {experts} experts wanted");
-            }
-            if let Some(bias) = bias.filter(|b| b.dims() != [experts]) {
-                bail!("route: bias {:?} for {experts} experts", bias.dims());
-            }
-            k
-        }
-        Choice::Hash { table, tokens: ids } => {
-            if ids.dims() != [tokens] {
-                bail!("route: {:?} token ids for {tokens} rows of logits", ids.dims());
-            }
-            table.dims2()?.1
-        }
-    };
+    let k = choice.check(tokens, experts)?;
     let ids = ws.u32((tokens, k))?;
     let weights = ws.f32((tokens, k))?;
     timed(

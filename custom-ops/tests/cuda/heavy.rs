@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use candle_core::{Device, Result, Tensor};
 use candle_ds4_ops::{
-    append_rows, experts, grouped_matmul, kv_round_trip, matmul, matmuls, select_rows,
-    sink_attention, write_rings, Compressed, Format, Matrix, Mlp, Ragged, Ring, RowFormat, Rows,
-    Selection, NO_ROW,
+    append_rows, experts, grouped_matmul, kv_round_trip, matmul, matmuls, routed_experts,
+    select_rows, sink_attention, turned_attention, write_rings, Choice, Compressed, Format, Matrix,
+    Mlp, Ragged, Ring, RopeTable, RowFormat, Rows, Selection, Yarn, NO_ROW,
 };
 use rand::rngs::StdRng;
 use rand::Rng;
@@ -204,6 +204,29 @@ fn one_token_of_the_two_bit_model() {
     let shared = network(&mut rng, [Format::Q8_0; 2], 1, 4096, 512);
     let mixture = Mixture::new(&mut rng, routed, Some(shared), 1, 3);
     compare("one token", 2.0 * BYTES, |place, ws| mixture.run(place, ws));
+    // The router's choice in the same launches: by score, and by token.
+    let router = stack(&mut rng, Format::F16, 1, 2, 4096);
+    let bias = normal(&mut rng, &[2]);
+    let table = Tensor::new(&[[0u32, 0, 1], [1, 0, 1]], &Device::Cpu).unwrap();
+    let token = Tensor::new(&[1u32], &Device::Cpu).unwrap();
+    for hash in [false, true] {
+        compare(&format!("routed, by token {hash}"), 2.0 * BYTES, |place, ws| {
+            let on = |weights: &[Matrix; 3]| {
+                weights.iter().map(|w| place.matrix(w)).collect::<Result<Vec<_>>>()
+            };
+            let routed = on(&mixture.routed)?;
+            let shared = mixture.shared.as_ref().map(on).transpose()?;
+            let (router, x) = (place.matrix(&router)?, place.tensor(&mixture.x)?);
+            let [bias, table, token] = [&bias, &table, &token].map(|t| place.tensor(t));
+            let (bias, table, tokens) = (bias?, table?, token?);
+            let choice = match hash {
+                true => Choice::Hash { table: &table, tokens: &tokens },
+                false => Choice::TopK { k: 2, bias: Some(&bias) },
+            };
+            let (routed, shared) = (mlp(&routed), shared.as_deref().map(mlp));
+            Ok(vec![routed_experts(&x, &router, choice, 1.5, routed, shared, 1.5, ws)?])
+        });
+    }
 }
 
 const DIM: usize = 512;
@@ -269,7 +292,13 @@ impl Attention {
         }
     }
 
-    fn run(&self, place: &Place, ws: &candle_ds4_ops::Workspace) -> Result<Vec<Tensor>> {
+    /// Plain, or with queries and values turned by a table.
+    fn run(
+        &self,
+        place: &Place,
+        ws: &candle_ds4_ops::Workspace,
+        turned: Option<&RopeTable>,
+    ) -> Result<Vec<Tensor>> {
         let device = place.device();
         let mut rings = Vec::new();
         let mut lists = Vec::new();
@@ -304,17 +333,20 @@ impl Attention {
         let rings: Vec<&Ring> = rings.iter().collect();
         let batch = Ragged::new(&self.of, &device)?;
         let scale = (DIM as f32).powf(-0.5);
-        Ok(vec![sink_attention(
-            &q,
-            &kv,
-            &rings,
-            self.window,
+        let of = candle_ds4_ops::Attention {
+            q: &q,
+            kv: &kv,
+            windows: &rings,
+            window: self.window,
             compressed,
-            &sinks,
+            sinks: &sinks,
             scale,
-            &batch,
-            ws,
-        )?])
+            batch: &batch,
+        };
+        let Some(table) = turned else { return Ok(vec![sink_attention(of, ws)?]) };
+        let out = turned_attention(of, table, 1e-6, ws)?;
+        // The rings have the batch's rows now.
+        Ok([out].into_iter().chain(rings.iter().map(|ring| ring.data().clone())).collect())
     }
 }
 
@@ -334,7 +366,10 @@ fn attention_over_rings_pages_and_choices() {
     for (of, heads, window, ratio, format, top_k) in cases {
         let attention = Attention::new(&mut rng, of, heads, window, ratio, format, top_k);
         let case = format!("{of:?}, {heads} heads, ratio {ratio:?}, {top_k:?} chosen");
-        compare(&case, HALVES, |place, ws| attention.run(place, ws));
+        compare(&case, HALVES, |place, ws| attention.run(place, ws, None));
+        compare(&format!("{case}, turned"), HALVES, |place, ws| {
+            attention.run(place, ws, Some(&RopeTable::yarn(160_000.0, 64, &Yarn::default())))
+        });
     }
     let (q, kv) = (normal(&mut rng, &[1, 2, 96]), normal(&mut rng, &[1, 96]));
     let sinks = normal(&mut rng, &[2]);
@@ -343,7 +378,17 @@ fn attention_over_rings_pages_and_choices() {
         let batch = Ragged::new(&[(0, 1)], &place.device())?;
         let [q, kv, sinks] = [&q, &kv, &sinks].map(|t| place.tensor(t));
         let (q, kv, sinks) = (q?, kv?, sinks?);
-        Ok(vec![sink_attention(&q, &kv, &[&ring], 8, None, &sinks, 0.1, &batch, ws)?])
+        let of = candle_ds4_ops::Attention {
+            q: &q,
+            kv: &kv,
+            windows: &[&ring],
+            window: 8,
+            compressed: None,
+            sinks: &sinks,
+            scale: 0.1,
+            batch: &batch,
+        };
+        Ok(vec![sink_attention(of, ws)?])
     });
 }
 

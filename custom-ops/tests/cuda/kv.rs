@@ -2,7 +2,8 @@
 
 use candle_core::{Result, Tensor};
 use candle_ds4_ops::{
-    append_rows, pool, write_rings, PoolState, Pooling, Ragged, Ring, Rows, Workspace,
+    append_rows, pool, settle, write_rings, Compression, Finish, PoolState, Pooling, Ragged, Ring,
+    RopeTable, Rounding, Rows, Settle, Workspace, Yarn,
 };
 
 use crate::{compare, normal, random, Place};
@@ -171,4 +172,92 @@ fn a_snapshot_keeps_its_rows() {
         all.extend(pages(&rows).into_iter().take(2));
         Ok(all)
     });
+}
+
+/// What one new token of each sequence leaves: a compressor's rows and an indexer's keys beside its own.
+#[test]
+fn tokens_settle_in_one_launch_as_in_many() {
+    let mut rng = random();
+    let of = [(127, 1), (3, 1), (6, 1), (0, 1), (255, 1)];
+    let tokens = of.len();
+    let rope = RopeTable::yarn(160_000.0, 64, &Yarn::default());
+    let fp8 = Rounding::Fp8 { nope_dim: 448 };
+    for (pooling, rounding, keys_rounding, tolerance) in [
+        (Pooling { ratio: 4, overlap: true }, Rounding::Off, Rounding::Off, 5e-6),
+        (Pooling { ratio: 128, overlap: false }, Rounding::Off, Rounding::Off, 5e-6),
+        // A value next to the middle of two codes can go either way.
+        (Pooling { ratio: 4, overlap: true }, fp8, Rounding::HadamardFp4, 0.6),
+    ] {
+        let [width, keys_width] = [512, 128].map(|dim| pooling.width(dim));
+        let past = normal(&mut rng, &[300, width]);
+        let (bias, keys_bias) = (
+            normal(&mut rng, &[pooling.ratio, width]),
+            normal(&mut rng, &[pooling.ratio, keys_width]),
+        );
+        let inputs = [1024, 512, width, width, keys_width, keys_width]
+            .map(|width| normal(&mut rng, &[tokens, width]));
+        let norms = [1024, 512, 128].map(|dim| normal(&mut rng, &[dim]));
+        compare(&format!("{pooling:?}, {rounding:?}"), tolerance, |place, ws| {
+            let past = place.tensor(&past)?;
+            let mut all = sequences(place, &past, pooling.ratio, 512, width, &of)?;
+            let mut keys = sequences(place, &past, pooling.ratio, 128, keys_width, &of)?;
+            for sequences in [&all, &keys] {
+                for (index, &(before, _)) in of.iter().enumerate() {
+                    let state = &sequences.states[index];
+                    for ring in [&state.values, &state.gates] {
+                        let width = ring.data().dim(1)?;
+                        let rows =
+                            past.narrow(0, index, before)?.narrow(1, 0, width)?.contiguous()?;
+                        let batch = Ragged::new(&[(0, before)], &place.device())?;
+                        write_rings(&[(vec![ring], &rows)], &batch)?;
+                    }
+                }
+            }
+            let on = |tensors: &[Tensor]| {
+                tensors.iter().map(|t| place.tensor(t)).collect::<Result<Vec<_>>>()
+            };
+            let (inputs, norms) = (on(&inputs)?, on(&norms)?);
+            let (bias, keys_bias) = (place.tensor(&bias)?, place.tensor(&keys_bias)?);
+            let finish = |norm, rounding| Finish { norm, eps: 1e-6, rope: &rope, rounding };
+            let Sequences { states, rows, .. } = &mut all;
+            let Sequences { states: key_states, rows: key_rows, .. } = &mut keys;
+            let compressions = vec![
+                Compression {
+                    values: &inputs[2],
+                    gates: &inputs[3],
+                    bias: &bias,
+                    pooling,
+                    finish: finish(&norms[1], rounding),
+                    states: states.iter().collect(),
+                    lists: rows.iter_mut().collect(),
+                },
+                Compression {
+                    values: &inputs[4],
+                    gates: &inputs[5],
+                    bias: &keys_bias,
+                    pooling,
+                    finish: finish(&norms[2], keys_rounding),
+                    states: key_states.iter().collect(),
+                    lists: key_rows.iter_mut().collect(),
+                },
+            ];
+            let batch = Ragged::new(&of, &place.device())?;
+            let settling = Settle {
+                latent: &inputs[0],
+                latent_norm: (&norms[0], 1e-6),
+                kv: &inputs[1],
+                finish: finish(&norms[1], rounding),
+                compressions,
+            };
+            let (latent, kv) = settle(settling, &batch, ws)?;
+            let mut out = vec![latent, kv];
+            for sequences in [&all, &keys] {
+                out.extend(contents(sequences)?);
+                for state in &sequences.states {
+                    out.extend([state.values.data().clone(), state.gates.data().clone()]);
+                }
+            }
+            Ok(out)
+        });
+    }
 }

@@ -3,8 +3,9 @@
 use bytes::Bytes;
 use candle_core::{Device, Tensor};
 use candle_ds4_ops::{
-    embed, hadamard_fp4_round_trip, hyper_collapse, hyper_expand, hyper_head_mix, hyper_mix,
-    kv_round_trip, rms_norm, rope, route, Choice, Format, Matrix, MixParams, RopeTable, Turn, Yarn,
+    embed, hadamard_fp4_round_trip, hyper_collapse, hyper_enter, hyper_expand, hyper_head_mix,
+    hyper_leave, hyper_mix, kv_round_trip, rms_norm, rope, route, Choice, Due, Entrance, Format,
+    Matrix, MixParams, RopeTable, Turn, Yarn,
 };
 use rand::Rng;
 
@@ -76,6 +77,7 @@ fn rotation_at_any_position() {
     }
     let (x, positions) = (normal(&mut rng, &[1, 256]), Tensor::new(&[1u32], &Device::Cpu).unwrap());
     refused("130 channels", |place, _| {
+        let x = place.tensor(&x)?;
         rope(&x, &RopeTable::plain(1e4, 130), &place.tensor(&positions)?, Turn::Forward)?;
         Ok(vec![])
     });
@@ -132,6 +134,47 @@ fn hyper_connections() {
         let state = place.tensor(&state)?;
         Ok(vec![hyper_collapse(&state, &state.narrow(1, 0, 1)?.reshape((1, 8))?, ws)?])
     });
+}
+
+#[test]
+fn ways_into_sub_layers() {
+    let mut rng = random();
+    let params = MixParams { streams: 4, sinkhorn_iterations: 20, eps: 1e-6, norm_eps: 1e-6 };
+    for (tokens, hidden) in [(1, 4096), (3, 256), (19, 512), (70, 256), (2, 96)] {
+        let state = normal(&mut rng, &[tokens, 4, hidden]);
+        let [layer, head] = [24, 4].map(|rows| matrix(&mut rng, Format::F16, rows, 4 * hidden));
+        let (base, scale) = (normal(&mut rng, &[24]), (normal(&mut rng, &[3]) * 0.1).unwrap());
+        let (norm, y) = (normal(&mut rng, &[hidden]), normal(&mut rng, &[tokens, hidden]));
+        let due = normal(&mut rng, &[tokens, 24]);
+        // A projection of that many random products, in another order.
+        compare(&format!("{tokens} of {hidden}"), 2e-5, |place, ws| {
+            let state = place.tensor(&state)?;
+            let (layer, head) = (place.matrix(&layer)?, place.matrix(&head)?);
+            let [base, scale, norm, y, mix] =
+                [&base, &scale, &norm, &y, &due].map(|t| place.tensor(t));
+            let (base, scale, norm) = (base?, scale?, norm?);
+            let due = Due { y: y?, mix: mix? };
+            let entrance = Entrance {
+                projection: &layer,
+                scale: &scale,
+                base: &base,
+                norm: &norm,
+                norm_eps: 1e-6,
+                params,
+            };
+            let (first, mix) = hyper_enter(&state, None, entrance, ws)?;
+            let (second, second_mix) = hyper_enter(&state, Some(&due), entrance, ws)?;
+            let of_head = Entrance {
+                projection: &head,
+                scale: &scale.narrow(0, 0, 1)?,
+                base: &base.narrow(0, 0, 4)?,
+                ..entrance
+            };
+            let after = Due { y: due.y.clone(), mix: second_mix.clone() };
+            let last = hyper_leave(&state, Some(&after), of_head, ws)?;
+            Ok(vec![first, mix, second, second_mix, last, state])
+        });
+    }
 }
 
 #[test]

@@ -5,8 +5,8 @@ use rand::Rng;
 
 use super::{assert_close, floats, places, rng};
 use crate::{
-    kv_round_trip, sink_attention, Compressed, Ragged, Ring, RowFormat, Rows, Selection, Workspace,
-    NO_ROW,
+    kv_round_trip, sink_attention, Attention, Compressed, Ragged, Ring, RowFormat, Rows, Selection,
+    Workspace, NO_ROW,
 };
 
 const DIM: usize = 512;
@@ -91,7 +91,17 @@ fn check(kind: Kind, format: RowFormat, heads: usize, spans: &[(usize, usize)]) 
             Kind::Window => None,
             _ => Some(Compressed { rows: &lists, selection }),
         };
-        run(&|ws| sink_attention(&q, &kv, &rings, WINDOW, compressed, &sinks, 0.0442, &batch, ws))
+        let attention = Attention {
+            q: &q,
+            kv: &kv,
+            windows: &rings,
+            window: WINDOW,
+            compressed,
+            sinks: &sinks,
+            scale: 0.0442,
+            batch: &batch,
+        };
+        run(&|ws| sink_attention(attention, ws))
     };
     let want = attend(&cpu, &|f| f(&Workspace::new(&cpu)).unwrap());
     for place in places() {

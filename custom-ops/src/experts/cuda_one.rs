@@ -1,0 +1,141 @@
+//! On NVIDIA GPUs: one token in two launches; kernel_one.cu.
+
+use candle_core::{DType, Result};
+
+use super::cuda::TABLE_BYTES;
+use super::one::{One, Route};
+use super::Mlp;
+use crate::blocks::Format;
+use crate::device::cuda::{Address, Kernel, Launch, Target, Weight};
+use crate::router::cuda::Routing;
+
+/// What the kernels are made for: columns of gate and up, columns of down, slots.
+const HIDDEN: usize = 4096;
+const INTER: usize = 2048;
+const SLOTS: usize = 7;
+
+/// Mirrors `ExpertsRoute` of include/cuda/experts.h.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RouteParam {
+    ids: Address,
+    weights: Address,
+    routing: Routing,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct GateUp {
+    x: Address,
+    h: Address,
+    route: RouteParam,
+    gate: Weight,
+    up: Weight,
+    k: u32,
+    clamp: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Down {
+    h: Address,
+    shared_gate: Address,
+    shared_up: Address,
+    out: Address,
+    route: RouteParam,
+    down: Weight,
+    shared_down: Weight,
+    k: u32,
+    rounds: u32,
+    clamp: f32,
+}
+
+/// A weight that is not there.
+const NO_WEIGHT: Weight =
+    Weight { plane: [Address::NULL; 3], stride: [0; 3], format: 0, stack: 0, rows: 0, cols: 0 };
+
+/// Whether the kernels are for these experts, `k` a token.
+pub(super) fn fits(routed: Mlp, shared: Option<Mlp>, k: usize) -> bool {
+    let Mlp { gate, up, down } = routed;
+    let formats = [gate.format(), up.format(), down.format()];
+    let routed = formats == [Format::Iq2Xxs, Format::Iq2Xxs, Format::Q2K]
+        && (gate.cols(), gate.rows()) == (HIDDEN, INTER);
+    let shared = shared.is_none_or(|Mlp { gate, up, down }| {
+        [gate.format(), up.format(), down.format()] == [Format::Q8_0; 3]
+            && gate.rows().is_multiple_of(256)
+    });
+    routed && shared && (1..=SLOTS).contains(&k)
+}
+
+pub(super) fn one(op: &One, out: Target) -> Result<()> {
+    let name = "experts";
+    let out = out.of(name, DType::F32)?;
+    let gpu = out.gpu();
+    let (x, h) = (gpu.f32(name, op.x)?, gpu.f32(name, op.h)?);
+    let k = op.route.k()?;
+    let mut held = Vec::new();
+    let route = match op.route {
+        Route::Chosen { ids, weights } => {
+            let (ids, weights) = (gpu.u32(name, ids)?, gpu.f32(name, weights)?);
+            let (routing, param) = (Routing::NONE, [ids.address(), weights.address()]);
+            held.extend([ids, weights]);
+            RouteParam { ids: param[0], weights: param[1], routing }
+        }
+        Route::Choose { logits, choice, k, scale } => {
+            let (routing, inputs) = Routing::new(&gpu, logits, choice, k, scale)?;
+            held.extend(inputs);
+            RouteParam { ids: Address::NULL, weights: Address::NULL, routing }
+        }
+    };
+    let mut shared = (Address::NULL, Address::NULL, NO_WEIGHT, 0);
+    if let Some((mlp, products)) = op.shared {
+        let [gate, up] = [0, 1].map(|i| gpu.f32(name, &products[i]));
+        let (gate, up) = (gate?, up?);
+        shared = (gate.address(), up.address(), mlp.down.cuda(name, &gpu)?, mlp.down.cols());
+        held.extend([gate, up]);
+    }
+    let blocks = gpu.multiprocessors();
+    let params = GateUp {
+        x: x.address(),
+        h: h.address(),
+        route,
+        gate: op.routed.gate.cuda(name, &gpu)?,
+        up: op.routed.up.cuda(name, &gpu)?,
+        k: k as u32,
+        clamp: op.clamp,
+    };
+    let launch = Launch::new(blocks, 512).shared(TABLE_BYTES + HIDDEN + HIDDEN / 8 + 64);
+    // SAFETY: `ExpertsGateUpParams`; `fits` has compared formats and shapes.
+    unsafe { gpu.launch(Kernel("experts_one_gate_up"), launch, &params)? };
+    let rounds = (HIDDEN / 16).div_ceil(blocks);
+    let (shared_gate, shared_up, shared_down, shared_inter) = shared;
+    let params = Down {
+        h: h.address(),
+        shared_gate,
+        shared_up,
+        out: out.address(),
+        route,
+        down: op.routed.down.cuda(name, &gpu)?,
+        shared_down,
+        k: k as u32,
+        rounds: rounds as u32,
+        clamp: op.clamp,
+    };
+    let values = k * INTER + shared_inter;
+    let launch = Launch::new(blocks, 512).shared(values + values / 8 + rounds * 16 * 16 * 4);
+    // SAFETY: `ExpertsDownParams`, as above.
+    unsafe { gpu.launch(Kernel("experts_one_down"), launch, &params) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parameter_structs_are_the_headers() {
+        assert_eq!(
+            (size_of::<GateUp>(), size_of::<Down>()),
+            (16 + 64 + 128 + 8, 32 + 64 + 128 + 16)
+        );
+    }
+}

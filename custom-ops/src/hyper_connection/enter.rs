@@ -1,0 +1,158 @@
+//! A sub-layer's whole way in: one launch where a GPU has it, else the ops that it is made of.
+
+use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
+
+use super::{hyper_collapse, hyper_expand, hyper_head_mix, hyper_mix, MixParams};
+#[cfg(cuda_kernels)]
+use crate::device::cuda::{Gpu, Target};
+use crate::device::{timed, Workspace};
+use crate::{matmul, rms_norm, Matrix};
+
+/// What a sub-layer gave, not yet written back to the streams that it came from.
+#[derive(Clone, Debug)]
+pub struct Due {
+    /// Its result `[tokens, hidden]`.
+    pub y: Tensor,
+    /// What [`hyper_enter`] gave with its input.
+    pub mix: Tensor,
+}
+
+/// The weights of a way in.
+#[derive(Clone, Copy, Debug)]
+pub struct Entrance<'a> {
+    /// `fn`, `[2n + n², n · hidden]`; of the head `[n, n · hidden]`.
+    pub projection: &'a Matrix,
+    /// `[3]`; of the head `[1]`.
+    pub scale: &'a Tensor,
+    /// As a row of the projection's result.
+    pub base: &'a Tensor,
+    /// The sub-layer's own norm, `[hidden]`.
+    pub norm: &'a Tensor,
+    /// Of that norm.
+    pub norm_eps: f64,
+    /// Of the mix.
+    pub params: MixParams,
+}
+
+/// What a sub-layer reads, and the mix to write its result back with.
+///
+/// First what is `due` is written back to the streams `state`, in place ([`hyper_expand`]); then
+/// `mix` as [`hyper_mix`] of `projection · flatten(state)`, and `norm ⊙ x / rms(x)` of
+/// `x = Σ pre_i · S_i`.
+///
+/// Shapes: `state` `[tokens, n, hidden]` f32 → `[tokens, hidden]`, `[tokens, 2n + n²]`. Errors: shapes
+/// that do not fit.
+/// Source: as [`hyper_mix`].
+///
+/// What is due may lie in buffers of a frame of `ws` that has ended, as long as nothing was taken since:
+/// the buffers taken here come before those of a frame's last results.
+pub fn hyper_enter(
+    state: &Tensor,
+    due: Option<&Due>,
+    entrance: Entrance<'_>,
+    ws: &Workspace,
+) -> Result<(Tensor, Tensor)> {
+    let Entrance { projection, scale, base, norm, norm_eps, params } = entrance;
+    #[cfg(cuda_kernels)]
+    if let Some(entered) = at_once(state, due, entrance, params.width(), ws)? {
+        return Ok(entered);
+    }
+    write_back(state, due)?;
+    let raw = matmul(&state.flatten_from(1)?, projection, ws)?;
+    let mix = hyper_mix(state, &raw, scale, base, params, ws)?;
+    let xs = rms_norm(&hyper_collapse(state, &mix, ws)?, Some(norm), norm_eps, ws)?;
+    Ok((xs, mix))
+}
+
+/// The same for the head, from which nothing flows back.
+///
+/// # Errors
+/// As [`hyper_enter`].
+pub fn hyper_leave(
+    state: &Tensor,
+    due: Option<&Due>,
+    entrance: Entrance<'_>,
+    ws: &Workspace,
+) -> Result<Tensor> {
+    let Entrance { projection, scale, base, norm, norm_eps, params } = entrance;
+    #[cfg(cuda_kernels)]
+    if let Some((xs, _)) = at_once(state, due, entrance, params.streams, ws)? {
+        return Ok(xs);
+    }
+    write_back(state, due)?;
+    let raw = matmul(&state.flatten_from(1)?, projection, ws)?;
+    let mix = hyper_head_mix(state, &raw, scale, base, params, ws)?;
+    rms_norm(&hyper_collapse(state, &mix, ws)?, Some(norm), norm_eps, ws)
+}
+
+fn write_back(state: &Tensor, due: Option<&Due>) -> Result<()> {
+    due.map_or(Ok(()), |due| hyper_expand(state, &due.y, &due.mix))
+}
+
+/// One launch, if there is a kernel for it: input and mix (of the head: nothing).
+#[cfg(cuda_kernels)]
+fn at_once(
+    state: &Tensor,
+    due: Option<&Due>,
+    entrance: Entrance<'_>,
+    width: usize,
+    ws: &Workspace,
+) -> Result<Option<(Tensor, Tensor)>> {
+    let (tokens, streams, hidden) = state.dims3()?;
+    let Some(gpu) = Gpu::of(state.device())? else { return Ok(None) };
+    if !super::cuda::enters_at_once(&gpu, state, entrance.projection)? {
+        return Ok(None);
+    }
+    let Entrance { projection, scale, base, norm, params, .. } = entrance;
+    let shape = [projection.rows(), projection.cols()];
+    let scales = if width == streams { 1 } else { 3 };
+    if streams != params.streams || shape != [width, streams * hidden] {
+        bail!("hyper_enter: state {:?} with projection {shape:?}", state.dims());
+    }
+    if scale.dims() != [scales] || base.dims() != [width] || norm.dims() != [hidden] {
+        let [scale, base, norm] = [scale, base, norm].map(|t| t.dims().to_vec());
+        bail!("hyper_enter: scale {scale:?}, base {base:?}, norm {norm:?} for {width} values");
+    }
+    if let Some(due) = due {
+        if due.y.dims() != [tokens, hidden] || due.mix.dims() != [tokens, params.width()] {
+            bail!("hyper_enter: due {:?} with mix {:?}", due.y.dims(), due.mix.dims());
+        }
+    }
+    let xs = ws.f32((tokens, hidden))?;
+    let mix = ws.f32((tokens, if width == streams { 0 } else { width }))?;
+    let enter = Enter { state, due, entrance, mix: &mix };
+    timed(
+        &xs,
+        || Ok(("hyper_enter".to_owned(), projection.byte_len())),
+        || xs.inplace_op1(&enter),
+    )?;
+    Ok(Some((xs, mix)))
+}
+
+/// Writes the input; the mix and the streams too.
+#[cfg_attr(not(cuda_kernels), allow(dead_code))]
+pub(super) struct Enter<'a> {
+    pub(super) state: &'a Tensor,
+    pub(super) due: Option<&'a Due>,
+    pub(super) entrance: Entrance<'a>,
+    pub(super) mix: &'a Tensor,
+}
+
+impl InplaceOp1 for Enter<'_> {
+    fn name(&self) -> &'static str {
+        "hyper_enter"
+    }
+
+    fn cpu_fwd(&self, _out: &mut CpuStorage, _layout: &Layout) -> Result<()> {
+        #[cfg(feature = "cuda-emulator")]
+        if crate::device::cuda::emulating() {
+            return super::cuda::enter(self, Target::emulated(_out, _layout));
+        }
+        bail!("hyper_enter: one launch on a GPU, several ops on a CPU")
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, out: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        super::cuda::enter(self, Target::cuda(out, layout))
+    }
+}

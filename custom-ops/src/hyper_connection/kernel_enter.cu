@@ -1,0 +1,177 @@
+// A sub-layer's way in, in one launch: what the sub-layer before left is written back to the streams,
+// these are projected, gates and matrix mixed, the streams collapsed and normalised.
+//
+// A cluster of eight blocks has a token, each an eighth of the channels of all streams. The projection's
+// weights wait in registers, so that a launch that overlaps with its predecessor has read them before.
+#include "cuda/cluster.cuh"
+#include "cuda/memory.cuh"
+#include "cuda/numbers.cuh"
+#include "cuda/reduce.cuh"
+
+struct HyperEnterParams {
+    float* state;                // [tokens, 4, hidden]
+    const float* y;              // [tokens, hidden], due to the streams; or null
+    const float* due;            // [tokens, 24]: the mix that it is written back with
+    const uint16_t* projection;  // halves [24 or 4, 4 hidden]
+    const float* scale;          // [3] or [1]
+    const float* base;           // [24] or [4]
+    const float* norm;           // [hidden]
+    float* mix;                  // [tokens, 24]; not of the head
+    float* out;                  // [tokens, hidden]
+    uint32_t tokens;
+    uint32_t hidden;             // a multiple of 256, at most 4096
+    uint32_t iterations;
+    float eps;
+    float mix_norm_eps;
+    float norm_eps;
+};
+
+namespace {
+
+constexpr uint32_t BLOCKS = 8;
+constexpr uint32_t WARPS = 16;
+
+DEVICE float gate(float x) { return fast_reciprocal(1.0f + expf(-x)); }
+
+// The doubly stochastic matrix, of logits in lanes 8 ..+16 of the warp; each lane computes all of it.
+DEVICE void sinkhorn(float (&c)[4][4], float logit, uint32_t iterations, float eps) {
+#pragma unroll
+    for (uint32_t j = 0; j < 4; j++) {
+#pragma unroll
+        for (uint32_t k = 0; k < 4; k++) c[j][k] = shuffle(logit, 8u + 4u * j + k);
+        const float most = fmaxf(fmaxf(c[j][0], c[j][1]), fmaxf(c[j][2], c[j][3]));
+#pragma unroll
+        for (uint32_t k = 0; k < 4; k++) c[j][k] = expf(c[j][k] - most);
+    }
+    for (uint32_t i = 0; i < iterations; i++) {
+        const float in_sum = i == 0 ? 0.0f : eps, in_value = i == 0 ? eps : 0.0f;
+#pragma unroll
+        for (uint32_t j = 0; j < 4; j++) {
+            const float share = fast_reciprocal((c[j][0] + c[j][1]) + (c[j][2] + c[j][3]) + in_sum);
+#pragma unroll
+            for (uint32_t k = 0; k < 4; k++) c[j][k] = fmaf(c[j][k], share, in_value);
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < 4; k++) {
+            const float share = fast_reciprocal((c[0][k] + c[1][k]) + (c[2][k] + c[3][k]) + eps);
+#pragma unroll
+            for (uint32_t j = 0; j < 4; j++) c[j][k] *= share;
+        }
+    }
+}
+
+template <uint32_t ROWS> DEVICE void enter(const HyperEnterParams& p, float* shared) {
+    const uint32_t channels = p.hidden / BLOCKS, quads = channels / 4u;
+    float* streams = shared;                  // [4, channels]
+    float* of_warps = streams + 4u * channels;  // [WARPS, 32]
+    float* of_blocks = of_warps + WARPS * 32u;  // [BLOCKS, 32]: written by the others
+    float* squares = of_blocks + BLOCKS * 32u;  // [BLOCKS, WARPS]: likewise
+    float* gates = squares + BLOCKS * WARPS;    // [4]
+    const uint32_t warp = warp_id(), lane = lane_id(), rank = cluster_rank();
+    const uint32_t first = rank * channels, stream = threadIdx.x / quads, quad = threadIdx.x % quads;
+    const bool active = threadIdx.x < channels;
+
+    pdl_trigger();
+    // Four channels of one stream a thread.
+    uint2 weights[ROWS];
+#pragma unroll
+    for (uint32_t row = 0; row < ROWS; row++) {
+        const uint64_t at = static_cast<uint64_t>(row * 4u + stream) * p.hidden + first + quad * 4u;
+        weights[row] = active ? load_weights8(p.projection + at) : make_uint2(0, 0);
+    }
+    const float base = lane < ROWS ? p.base[lane] : 0.0f;
+    const float scale = p.scale[ROWS == 4u || lane < 4u ? 0u : lane < 8u ? 1u : 2u];
+    // Nobody writes to a block that has not begun.
+    cluster_sync();
+    pdl_wait();
+
+    for (uint32_t token = blockIdx.x / BLOCKS; token < p.tokens; token += gridDim.x / BLOCKS) {
+        float* state = p.state + static_cast<uint64_t>(token) * 4u * p.hidden + first + quad * 4u;
+        float4 s = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (active && p.y != nullptr) {
+            const float* due = p.due + token * 24u;
+            const float4 y = *reinterpret_cast<const float4*>(p.y + static_cast<uint64_t>(token) * p.hidden + first + quad * 4u);
+            const float post = due[4u + stream];
+            s = make_float4(post * y.x, post * y.y, post * y.z, post * y.w);
+#pragma unroll
+            for (uint32_t from = 0; from < 4; from++) {
+                const float c = due[8u + 4u * from + stream];
+                const float4 old = *reinterpret_cast<const float4*>(state + static_cast<uint64_t>(from) * p.hidden);
+                s.x = fmaf(c, old.x, s.x);
+                s.y = fmaf(c, old.y, s.y);
+                s.z = fmaf(c, old.z, s.z);
+                s.w = fmaf(c, old.w, s.w);
+            }
+        } else if (active) {
+            s = *reinterpret_cast<const float4*>(state + static_cast<uint64_t>(stream) * p.hidden);
+        }
+        if (active) reinterpret_cast<float4*>(streams)[stream * quads + quad] = s;
+
+        float sums[32] = {};
+#pragma unroll
+        for (uint32_t row = 0; row < ROWS; row++) {
+            const float2 low = unpack_f16x2(weights[row].x), high = unpack_f16x2(weights[row].y);
+            sums[row] = fmaf(low.x, s.x, fmaf(low.y, s.y, fmaf(high.x, s.z, high.y * s.w)));
+        }
+        sums[ROWS] = fmaf(s.x, s.x, fmaf(s.y, s.y, fmaf(s.z, s.z, s.w * s.w)));
+        of_warps[warp * 32u + lane] = warp_totals(sums);
+        __syncthreads();
+        // All have read the old state.
+        if (active && p.y != nullptr) *reinterpret_cast<float4*>(state + static_cast<uint64_t>(stream) * p.hidden) = s;
+        if (warp < BLOCKS) {
+            float sum = 0.0f;
+            for (uint32_t w = 0; w < WARPS; w++) sum += of_warps[w * 32u + lane];
+            cluster_shared(of_blocks, warp)[rank * 32u + lane] = sum;
+        }
+        cluster_sync();
+        if (warp == 0) {
+            float sum = 0.0f;
+            for (uint32_t b = 0; b < BLOCKS; b++) sum += of_blocks[b * 32u + lane];
+            const float mean = shuffle(sum, ROWS) / static_cast<float>(4u * p.hidden);
+            const float logit = fmaf(sum * (1.0f / sqrtf(mean + p.mix_norm_eps)), scale, base);
+            float own = gate(logit);
+            if (lane < 4u) {
+                own += p.eps;
+                gates[lane] = own;
+            } else if (lane < 8u) {
+                own *= 2.0f;
+            }
+            if (ROWS != 4u) {
+                float c[4][4];
+                sinkhorn(c, logit, p.iterations, p.eps);
+#pragma unroll
+                for (uint32_t i = 0; i < 16; i++) own = lane == 8u + i ? c[i / 4u][i % 4u] : own;
+                if (rank == 0 && lane < 24u) p.mix[token * 24u + lane] = own;
+            }
+        }
+        __syncthreads();
+        float x = 0.0f;
+        if (active) {
+#pragma unroll
+            for (uint32_t from = 0; from < 4; from++) x = fmaf(gates[from], streams[from * channels + threadIdx.x], x);
+        }
+        const float square = warp_sum(x * x);
+        if (lane < BLOCKS) cluster_shared(squares, lane)[rank * WARPS + warp] = square;
+        cluster_sync();
+        float all = 0.0f;
+#pragma unroll
+        for (uint32_t i = 0; i < BLOCKS * WARPS / 32u; i++) all += squares[i * 32u + lane];
+        const float norm = 1.0f / sqrtf(warp_sum(all) / static_cast<float>(p.hidden) + p.norm_eps);
+        if (active) {
+            const uint32_t channel = first + threadIdx.x;
+            p.out[static_cast<uint64_t>(token) * p.hidden + channel] = x * norm * p.norm[channel];
+        }
+    }
+}
+
+}  // namespace
+
+// Grid: clusters of eight blocks, any number of them. Shared memory: (hidden / 2 + 900) · 4.
+KERNEL(hyper_enter, HyperEnterParams, 512) {
+    SHARED(float, shared);
+    enter<24>(p, shared);
+}
+KERNEL(hyper_leave, HyperEnterParams, 512) {
+    SHARED(float, shared);
+    enter<4>(p, shared);
+}

@@ -1,0 +1,188 @@
+//! What new tokens leave in a layer's state before attention looks at it.
+
+#[cfg(cuda_kernels)]
+mod cuda;
+
+use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
+
+#[cfg(cuda_kernels)]
+use crate::device::cuda::{Gpu, Target};
+use crate::device::{timed, Workspace};
+use crate::kv::{append_rows, write_rings, Rows};
+use crate::{pool, rms_norm, rope, PoolState, Pooling, Ragged, RopeTable, Rounding, Turn};
+
+/// What becomes of a row on its way into a cache: norm, turn to its position, rounding.
+#[derive(Clone, Copy, Debug)]
+pub struct Finish<'a> {
+    /// Weight of the RMS norm, `[dim]`.
+    pub norm: &'a Tensor,
+    /// Added to the mean square.
+    pub eps: f64,
+    /// Angles.
+    pub rope: &'a RopeTable,
+    /// Of the turned row.
+    pub rounding: Rounding,
+}
+
+impl Finish<'_> {
+    /// The finished rows `[rows, dim]` of raw ones, which stand at `positions`.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn apply(&self, rows: &Tensor, positions: &Tensor, ws: &Workspace) -> Result<Tensor> {
+        let rows = rms_norm(rows, Some(self.norm), self.eps, ws)?;
+        rope(&rows, self.rope, positions, Turn::Forward)?;
+        self.rounding.apply(&rows)?;
+        Ok(rows)
+    }
+}
+
+/// Tokens on their way into compressed rows.
+#[derive(Debug)]
+pub struct Compression<'a> {
+    /// What is pooled, `[tokens, width]`.
+    pub values: &'a Tensor,
+    /// The logarithms of its weights, `[tokens, width]`.
+    pub gates: &'a Tensor,
+    /// Added to the gates by place in the window, `[ratio, width]`.
+    pub bias: &'a Tensor,
+    /// How.
+    pub pooling: Pooling,
+    /// What becomes of a pooled row; it stands at its window's first token.
+    pub finish: Finish<'a>,
+    /// What each sequence remembers of the tokens before.
+    pub states: Vec<&'a PoolState>,
+    /// Where each sequence's rows go.
+    pub lists: Vec<&'a mut Rows>,
+}
+
+/// All of it for one layer.
+#[derive(Debug)]
+pub struct Settle<'a> {
+    /// The queries' latent `[tokens, q_lora_rank]`, raw.
+    pub latent: &'a Tensor,
+    /// Its norm's weight and what is added to the mean square.
+    pub latent_norm: (&'a Tensor, f64),
+    /// Key and value of each token at once, `[tokens, dim]`, raw.
+    pub kv: &'a Tensor,
+    /// What becomes of those.
+    pub finish: Finish<'a>,
+    /// The layer's compressor, and its indexer's.
+    pub compressions: Vec<Compression<'a>>,
+}
+
+/// The normed latent, and the finished rows of the tokens themselves. The rows of windows that end in the
+/// batch are appended to their lists, and the tokens remembered for windows to come: see [`pool`],
+/// [`Finish`], [`append_rows`].
+///
+/// # Errors
+/// As those.
+pub fn settle(mut settle: Settle<'_>, batch: &Ragged, ws: &Workspace) -> Result<(Tensor, Tensor)> {
+    #[cfg(cuda_kernels)]
+    if let Some(gpu) = Gpu::of(settle.kv.device())? {
+        if cuda::settles_at_once(&settle, batch) {
+            return at_once(&gpu, &mut settle, batch, ws);
+        }
+    }
+    let (norm, eps) = settle.latent_norm;
+    let latent = rms_norm(settle.latent, Some(norm), eps, ws)?;
+    let kv = settle.finish.apply(settle.kv, batch.positions(), ws)?;
+    for compression in &mut settle.compressions {
+        compress(compression, batch, ws)?;
+    }
+    Ok((latent, kv))
+}
+
+fn compress(of: &mut Compression<'_>, batch: &Ragged, ws: &Workspace) -> Result<()> {
+    let ratio = of.pooling.ratio;
+    let rows = pool(of.values, of.gates, of.bias, &of.states, batch, of.pooling, ws)?;
+    let rows = of.finish.apply(&rows, &batch.window_starts(ratio)?, ws)?;
+    let past_values = of.states.iter().map(|state| &state.values).collect();
+    let past_gates = of.states.iter().map(|state| &state.gates).collect();
+    write_rings(&[(past_values, of.values), (past_gates, of.gates)], batch)?;
+    append_rows(of.lists.iter_mut().map(|list| &mut **list).collect(), &rows, batch, ratio)
+}
+
+/// One token of each sequence, in one launch.
+#[cfg(cuda_kernels)]
+fn at_once(
+    gpu: &Gpu,
+    settle: &mut Settle<'_>,
+    batch: &Ragged,
+    ws: &Workspace,
+) -> Result<(Tensor, Tensor)> {
+    let _ = gpu;
+    let tokens = batch.tokens();
+    let ((_, latent_dim), (_, dim)) = (settle.latent.dims2()?, settle.kv.dims2()?);
+    if settle.latent.dim(0)? != tokens || settle.kv.dim(0)? != tokens {
+        bail!("settle: {:?} and {:?} for {tokens} tokens", settle.latent.dims(), settle.kv.dims());
+    }
+    for of in &mut settle.compressions {
+        check(of, tokens)?;
+        for (list, span) in of.lists.iter_mut().zip(batch.spans()) {
+            list.reserve(span.windows(of.pooling.ratio).len())?;
+        }
+    }
+    let latent = ws.f32((tokens, latent_dim))?;
+    let kv = ws.f32((tokens, dim))?;
+    let op = AtOnce { settle, batch, latent: &latent };
+    timed(&kv, || Ok(("settle".to_owned(), 0)), || kv.inplace_op1(&op))?;
+    for of in &mut settle.compressions {
+        for (list, span) in of.lists.iter_mut().zip(batch.spans()) {
+            list.advance(span.windows(of.pooling.ratio).len())?;
+        }
+    }
+    Ok((latent, kv))
+}
+
+/// What [`pool`] and [`append_rows`] check.
+#[cfg(cuda_kernels)]
+fn check(of: &Compression<'_>, tokens: usize) -> Result<()> {
+    let (rows, width) = of.values.dims2()?;
+    let Pooling { ratio, .. } = of.pooling;
+    let dim = of.finish.norm.dim(0)?;
+    let fits =
+        rows == tokens && of.gates.dims() == [tokens, width] && of.pooling.width(dim) == width;
+    if !fits || of.bias.dims() != [ratio, width] {
+        let [values, gates, bias] = [of.values, of.gates, of.bias].map(|t| t.dims().to_vec());
+        bail!("settle: values {values:?}, gates {gates:?}, bias {bias:?} for {tokens} tokens, rows of {dim}");
+    }
+    let short = |state: &&&PoolState| state.values.slots() < of.pooling.reach();
+    if of.states.len() != tokens
+        || of.lists.len() != tokens
+        || of.states.iter().find(short).is_some()
+    {
+        bail!("settle: states or lists do not fit {tokens} sequences and windows of {ratio}");
+    }
+    if let Some(list) = of.lists.iter().find(|list| list.width() != dim) {
+        bail!("settle: rows of {dim} to a list of rows of {}", list.width());
+    }
+    Ok(())
+}
+
+/// Writes the finished rows; the latent and the caches too.
+#[cfg_attr(not(cuda_kernels), allow(dead_code))]
+struct AtOnce<'a, 'b> {
+    settle: &'a Settle<'b>,
+    batch: &'a Ragged,
+    latent: &'a Tensor,
+}
+
+impl InplaceOp1 for AtOnce<'_, '_> {
+    fn name(&self) -> &'static str {
+        "settle"
+    }
+
+    fn cpu_fwd(&self, _out: &mut CpuStorage, _layout: &Layout) -> Result<()> {
+        #[cfg(feature = "cuda-emulator")]
+        if crate::device::cuda::emulating() {
+            return cuda::settle(self, Target::emulated(_out, _layout));
+        }
+        bail!("settle: one launch on a GPU, several ops on a CPU")
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, out: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::settle(self, Target::cuda(out, layout))
+    }
+}
