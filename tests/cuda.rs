@@ -79,24 +79,41 @@ fn best(scores: &[f32]) -> usize {
     (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap()
 }
 
-/// Fails if scores differ by more than the tolerance, or if a token that leads by more is another.
+/// Fails if scores of more than one step in fifty differ by more than the tolerance, those of any by more
+/// than a change of experts explains, or if a token that leads by more is another.
+///
+/// A router that is almost undecided chooses other experts after a rounding: such a step differs by more.
 fn same(case: &str, got: &[Vec<f32>], want: &[Vec<f32>]) {
     assert_eq!(got.len(), want.len(), "{case}");
-    let mut worst = 0f32;
+    let (mut worst, mut at, mut beyond) = (0f32, 0, 0);
     for (step, (got, want)) in got.iter().zip(want).enumerate() {
         let mean = want.iter().sum::<f32>() / want.len() as f32;
         let spread = want.iter().map(|s| (s - mean).powi(2)).sum::<f32>() / want.len() as f32;
-        let allowed = TOLERANCE * spread.sqrt();
+        let spread = spread.sqrt();
+        let mut of_step = 0f32;
         for (got, want) in got.iter().zip(want) {
             assert!(got.is_finite(), "{case}, step {step}: {got}");
-            worst = worst.max((got - want).abs() / spread.sqrt());
+            of_step = of_step.max((got - want).abs() / spread);
         }
+        if of_step > worst {
+            (worst, at) = (of_step, step);
+        }
+        beyond += usize::from(of_step > TOLERANCE);
         let (found, wanted) = (best(got), best(want));
-        let lead = want[wanted] - want[found];
-        assert!(lead <= 2.0 * allowed, "{case}, step {step}: token {found}, not {wanted} ({lead})");
+        let lead = (want[wanted] - want[found]) / spread;
+        let allowed = 2.0 * of_step.min(TOLERANCE);
+        assert!(lead <= allowed, "{case}, step {step}: token {found}, not {wanted} ({lead})");
     }
-    println!("{case}: scores differ by {worst} of their spread at most");
-    assert!(worst <= TOLERANCE, "{case}: scores differ by {worst} of their spread");
+    let steps = got.len();
+    println!(
+        "{case}: scores differ by {worst} of their spread at most, at step {at}; {beyond} of {steps} \
+         steps by more than {TOLERANCE}"
+    );
+    assert!(worst <= 4.0 * TOLERANCE, "{case}: scores differ by {worst} of their spread");
+    assert!(
+        50 * beyond <= steps,
+        "{case}: {beyond} of {steps} steps differ by more than {TOLERANCE}"
+    );
 }
 
 #[test]

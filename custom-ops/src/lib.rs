@@ -11,6 +11,7 @@ mod experts;
 mod hyper_connection;
 mod indexer;
 mod kv;
+mod likeliest;
 mod matmul;
 mod matrix;
 mod ragged;
@@ -36,6 +37,7 @@ pub use indexer::{select_rows, NO_ROW};
 pub use kv::{
     append_rows, write_rings, BytesError, NotARow, NotPackable, Ring, RowFormat, Rows, PAGE_TOKENS,
 };
+pub use likeliest::likeliest;
 pub use matmul::{grouped_matmul, matmul, matmuls};
 pub use matrix::Matrix;
 pub use ragged::{Ragged, Span};

@@ -128,17 +128,26 @@ DEVICE uint32_t quantize_shared_scale(float4 v, float& scale) {
 }
 
 // `count` floats (a multiple of 32) as bytes in order and a scale for each 32, by `threads` threads of which
-// this is number `thread`: whole warps. `four(i)` is values 4 i ..+4.
-template <class Four>
+// this is number `thread`: whole warps. `four(i)` is values 4 i ..+4; `AT_ONCE` of them are under way.
+template <uint32_t AT_ONCE, class Four>
 DEVICE void quantize_to_shared(Four four, uint32_t count, uint32_t* quants, float* scales, uint32_t thread, uint32_t threads) {
-    for (uint32_t from = 0; from < count / 4u; from += threads) {
-        const uint32_t i = from + thread;
-        const bool there = i < count / 4u;
-        float scale;
-        const uint32_t bytes = quantize_shared_scale(there ? four(i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f), scale);
-        if (there) {
-            quants[i] = bytes;
-            if (i % 8u == 0u) scales[i / 8u] = scale;
+    for (uint32_t from = 0; from < count / 4u; from += AT_ONCE * threads) {
+        float4 v[AT_ONCE];
+#pragma unroll
+        for (uint32_t j = 0; j < AT_ONCE; j++) {
+            const uint32_t i = from + j * threads + thread;
+            v[j] = i < count / 4u ? four(i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        }
+#pragma unroll
+        for (uint32_t j = 0; j < AT_ONCE; j++) {
+            if (from + j * threads >= count / 4u) break;
+            const uint32_t i = from + j * threads + thread;
+            float scale;
+            const uint32_t bytes = quantize_shared_scale(v[j], scale);
+            if (i < count / 4u) {
+                quants[i] = bytes;
+                if (i % 8u == 0u) scales[i / 8u] = scale;
+            }
         }
     }
 }
@@ -146,5 +155,5 @@ DEVICE void quantize_to_shared(Four four, uint32_t count, uint32_t* quants, floa
 // Floats as they are in memory, by the whole block.
 DEVICE void quantize_to_shared(const float* x, uint32_t count, uint32_t* quants, float* scales) {
     const auto four = [x](uint32_t i) { return reinterpret_cast<const float4*>(x)[i]; };
-    quantize_to_shared(four, count, quants, scales, threadIdx.x, blockDim.x);
+    quantize_to_shared<4>(four, count, quants, scales, threadIdx.x, blockDim.x);
 }

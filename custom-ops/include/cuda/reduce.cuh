@@ -9,18 +9,23 @@ template <class T> DEVICE T warp_total(T value) {
     return value;
 }
 
+// Halves how many values a lane has: it keeps those whose bit is its own, and adds its neighbour's.
+template <uint32_t WIDTH> DEVICE void fold_lanes(float (&v)[32]) {
+    const bool upper = lane_id() & WIDTH;
+#pragma unroll
+    for (uint32_t i = 0; i < WIDTH; i++) {
+        const float keep = upper ? v[WIDTH + i] : v[i], give = upper ? v[i] : v[WIDTH + i];
+        v[i] = keep + shuffle_xor(give, WIDTH);
+    }
+}
+
 // Sums of 32 values over a warp: lane `l` gets value `l`'s. In a fixed order.
 DEVICE float warp_totals(float (&v)[32]) {
-    const uint32_t lane = lane_id();
-#pragma unroll
-    for (uint32_t width = 16; width != 0; width /= 2) {
-#pragma unroll
-        for (uint32_t i = 0; i < width; i++) {
-            const bool upper = lane & width;
-            const float keep = upper ? v[width + i] : v[i], give = upper ? v[i] : v[width + i];
-            v[i] = keep + shuffle_xor(give, width);
-        }
-    }
+    fold_lanes<16>(v);
+    fold_lanes<8>(v);
+    fold_lanes<4>(v);
+    fold_lanes<2>(v);
+    fold_lanes<1>(v);
     return v[0];
 }
 

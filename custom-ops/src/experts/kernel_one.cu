@@ -109,7 +109,7 @@ KERNEL(experts_one_gate_up, ExpertsGateUpParams, 512) {
         slots_of(p.route, p.k, p.gate.stack, ids, weights);
     } else {
         const auto four = [&p](uint32_t i) { return reinterpret_cast<const float4*>(p.x)[i]; };
-        quantize_to_shared(four, HIDDEN, quants, scales, threadIdx.x - 32u, blockDim.x - 32u);
+        quantize_to_shared<3>(four, HIDDEN, quants, scales, threadIdx.x - 32u, blockDim.x - 32u);
     }
     __syncthreads();
 
@@ -225,10 +225,11 @@ KERNEL(experts_one_down, ExpertsDownParams, 512) {
             return make_float4(clamped_swiglu(g.x, u.x, p.clamp), clamped_swiglu(g.y, u.y, p.clamp),
                                clamped_swiglu(g.z, u.z, p.clamp), clamped_swiglu(g.w, u.w, p.clamp));
         };
-        quantize_to_shared(gated, shared_cols, shared_quants, shared_scales, threadIdx.x - 64u * p.k, shares * 32u);
+        quantize_to_shared<4>(gated, shared_cols, shared_quants, shared_scales, threadIdx.x - 64u * p.k, shares * 32u);
     }
     pdl_wait();
-    quantize_to_shared(p.h, p.k * INTER, quants, scales);
+    const auto of_h = [&p](uint32_t i) { return reinterpret_cast<const float4*>(p.h)[i]; };
+    quantize_to_shared<6>(of_h, p.k * INTER, quants, scales, threadIdx.x, blockDim.x);
     __syncthreads();
 
     if (routed) {

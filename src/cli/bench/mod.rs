@@ -315,8 +315,10 @@ impl<'a> Run<'a> {
         let mut inputs: Vec<_> =
             tokens.chunks(1).zip(caches).map(|(tokens, cache)| Input { tokens, cache }).collect();
         let logits = self.model.forward(&mut inputs, Logits::Last, &self.ws)?;
-        let rows = logits.to_vec2::<f32>()?;
-        Ok(rows.iter().flat_map(|scores| likeliest(scores, self.eos, 1)).collect())
+        let ids = crate::ops::likeliest(&logits, Some(self.eos), &self.ws)?;
+        ids.into_iter()
+            .map(|id| id.context("the model's scores are not finite: the file is damaged"))
+            .collect()
     }
 }
 
