@@ -164,23 +164,24 @@ struct Grouped {
 struct FewExperts {
     const Network& routed;
     const Network* shared;
-    uint32_t tokens, k, pairs, shared_cols;
-    Buffer<uint8_t> x, h_bytes, shared_bytes;
-    Buffer<float> x_scales, h_scales, h_sums, shared_scales, h, shared_h, terms, shared_terms;
+    uint32_t tokens, k, pairs, padded, shared_cols;
+    Buffer<uint8_t> x, x_shared, h_bytes, shared_bytes;
+    Buffer<float> x_scales, x_shared_scales, h_scales, h_sums, shared_scales, h, shared_h, terms, shared_terms;
     Buffer<uint32_t> order, totals;
     Buffer<ExpertsItem> items;
 
     FewExperts(const Network& routed, const Network* shared, uint32_t tokens, uint32_t k)
-        : routed(routed), shared(shared), tokens(tokens), k(k), pairs(tokens * k),
-          shared_cols(shared ? shared->down.cols : 0), x(size_t(tokens) * 4096), h_bytes(size_t(pairs + 1) * 2048),
-          shared_bytes(size_t(tokens) * shared_cols), x_scales(x.size() / 32), h_scales(h_bytes.size() / 32),
+        : routed(routed), shared(shared), tokens(tokens), k(k), pairs(tokens * k), padded(tokens <= 8 ? 8 : tokens <= 16 ? 16 : 32),
+          shared_cols(shared ? shared->down.cols : 0), x(size_t(tokens) * 4096),
+          x_shared(shared ? padded * 4096 : 0), h_bytes(size_t(pairs + 1) * 2048),
+          shared_bytes(size_t(padded) * shared_cols), x_scales(x.size() / 32), x_shared_scales(x_shared.size() / 32), h_scales(h_bytes.size() / 32),
           h_sums(h_bytes.size() / 16), shared_scales(shared_bytes.size() / 32), h(size_t(pairs) * 2048),
-          shared_h(shared_bytes.size()), terms(size_t(pairs) * 4096), shared_terms(shared ? x.size() : 0),
+          shared_h(size_t(tokens) * shared_cols), terms(size_t(pairs) * 4096), shared_terms(shared ? x.size() : 0),
           order(pairs), totals(2), items(std::min(routed.gate.stack, pairs) + pairs / EXPERTS_FEW_OF_ITEM) {}
 
     void sort(const float* from, const uint32_t* ids) {
-        const ExpertsFewSortParams p = {from, ids, x.get(), x_scales.get(), order.get(), items.get(), totals.get(),
-                                        tokens, pairs, routed.gate.stack};
+        const ExpertsFewSortParams p = {from, ids, x.get(), x_scales.get(), shared ? x_shared.get() : nullptr, x_shared_scales.get(),
+                                        order.get(), items.get(), totals.get(), tokens, padded, pairs, routed.gate.stack};
         Shape shape;
         shape.x = 1 + tokens * 4;
         shape.threads = 256;
@@ -189,19 +190,19 @@ struct FewExperts {
     }
     void gate_up(const float* weights, float clamp) {
         const Weight none = {};
-        const ExpertsFewGateUpParams p = {x.get(), x_scales.get(), weights, order.get(), items.get(), totals.get(),
+        const ExpertsFewGateUpParams p = {x.get(), x_scales.get(), x_shared.get(), x_shared_scales.get(), weights, order.get(), items.get(), totals.get(),
                                           h.get(), shared_h.get(), routed.gate.weight(), routed.up.weight(),
                                           shared ? shared->gate.weight() : none, shared ? shared->up.weight() : none,
                                           tokens, k, clamp};
         Shape shape;
         shape.x = multiprocessors();
         shape.threads = 512;
-        shape.shared = IQ2_XXS_TABLE_BYTES + EXPERTS_FEW_PLAN_BYTES;
+        shape.shared = IQ2_XXS_TABLE_BYTES + EXPERTS_FEW_PLAN_BYTES + (shared ? padded * 1024 : 0);
         LAUNCH(experts_few_gate_up, shape, p);
     }
     void quantize() {
         const ExpertsFewQuantizeParams p = {h.get(), shared_h.get(), h_bytes.get(), h_scales.get(), h_sums.get(),
-                                            shared_bytes.get(), shared_scales.get(), pairs, tokens, shared_cols};
+                                            shared_bytes.get(), shared_scales.get(), pairs, tokens, padded, shared_cols};
         Shape shape;
         shape.x = (pairs * 64 + tokens * shared_cols / 32 + 31) / 32;
         shape.threads = 256;

@@ -110,10 +110,13 @@ struct ExpertsFewSortParams {
     const uint32_t* ids;   // [pairs]
     uint8_t* quants;       // [tokens, hidden]
     float* scales;         // [tokens, hidden / 32]
+    uint8_t* mma_quants;   // the same once more, as `quantize_rows` orders them, for the shared expert:
+    float* mma_scales;     // [hidden / 32, padded, 32] and [hidden / 32, padded]; null for none
     uint32_t* order;       // [pairs]
     ExpertsItem* items;    // [min(experts, pairs) + pairs / EXPERTS_FEW_OF_ITEM]
     uint32_t* totals;      // number of items, and the sum of their costs
     uint32_t tokens;
+    uint32_t padded;  // tokens with room for whole eights, 8, 16 or 32
     uint32_t pairs;
     uint32_t experts;
 };
@@ -122,6 +125,8 @@ struct ExpertsFewSortParams {
 struct ExpertsFewGateUpParams {
     const uint8_t* quants;
     const float* scales;
+    const uint8_t* mma_quants;
+    const float* mma_scales;
     const float* weights;   // [pairs], in the order of tokens
     const uint32_t* order;
     const ExpertsItem* items;
@@ -138,17 +143,18 @@ struct ExpertsFewGateUpParams {
 };
 
 // Makes bytes of h. Of 2048 routed values, `256 b + 128 h + 32 j + 16 s ..+16` are at
-// `(32 j + 4 b + 2 h + s) * 16`, and their sum at `4 (4 b + 2 h + s) + j`; shared ones are in order.
+// `(32 j + 4 b + 2 h + s) * 16`, and their sum at `4 (4 b + 2 h + s) + j`.
 struct ExpertsFewQuantizeParams {
     const float* h;
     const float* shared_h;
     uint8_t* quants;         // [pairs, inter], and room for one more, as the next two
     float* scales;           // [pairs, inter / 32]
     float* sums;             // [pairs, inter / 16], of bytes times their scale
-    uint8_t* shared_quants;  // [tokens, shared inter]
-    float* shared_scales;    // [tokens, shared inter / 32]
+    uint8_t* shared_quants;  // as `quantize_rows` orders them
+    float* shared_scales;
     uint32_t pairs;
     uint32_t tokens;
+    uint32_t padded;
     uint32_t shared_cols;  // 0 for none
 };
 

@@ -1,4 +1,6 @@
-//! On NVIDIA GPUs: one token in two launches, many grouped by expert; kernel_*.cu.
+//! On NVIDIA GPUs: one token in two launches, few and many grouped by expert; kernel_*.cu.
+
+mod few;
 
 use candle_core::{bail, DType, Result};
 
@@ -189,6 +191,9 @@ impl<'a> Shape<'a> {
         if self.is_one(tokens) {
             return vec![4 * pairs * self.inter, 4 * self.shared_inter];
         }
+        if self.is_few(tokens) {
+            return self.few_pieces(tokens);
+        }
         let mut pieces = vec![
             2 * tokens * self.hidden,
             2 * pairs * self.inter,
@@ -246,9 +251,10 @@ pub(super) fn experts(op: &Experts, out: Target) -> Result<()> {
             out: out.address().offset(4 * first * shape.hidden),
             tokens: count,
         };
-        match shape.is_one(count) {
-            true => call.one(part, &mut scratch)?,
-            false => call.grouped(part, &mut scratch)?,
+        match count {
+            _ if shape.is_one(count) => call.one(part, &mut scratch)?,
+            _ if shape.is_few(count) => call.few(part, &mut scratch)?,
+            _ => call.grouped(part, &mut scratch)?,
         }
     }
     Ok(())

@@ -2,8 +2,9 @@
 // decodes a row once, and multiplies it with the bytes of all tokens of its item.
 //
 // The rows of all items, one after the other, are cut into as many runs as there are warps, of equal
-// cost, so that no warp waits for another. The shared expert's tiles of 16 rows, which all tokens take
-// and the matrix units multiply, are work of single warps too; these get fewer rows.
+// cost, so that no warp waits for another. The shared expert, which all tokens take, goes through the
+// matrix units: of gate and up, the warps of a block share a tile's columns; a tile of down is one warp's,
+// which gets fewer rows.
 #include "../../include/cuda/experts.h"
 #include "../../include/cuda/gated_unit.cuh"
 #include "../../include/cuda/gemm.cuh"
@@ -99,45 +100,32 @@ DEVICE Segment make_plan(Plan& plan, const ExpertsItem* items, const uint32_t* t
     return segment_from(plan, rows, low);
 }
 
-// A tile of 16 rows of Q8_0 times up to 8 NT tokens. `piece` holds the tile's first; at the end it holds
-// piece 0 of `then`. `offset_of(block)` is where a token has the first four bytes of this lane, the
-// others of which are `apart` bytes later.
-template <uint32_t NT, class Offset>
-DEVICE void multiply_tile(Piece& piece, const Weight& w, uint32_t tile, const Source& then, const uint8_t* x,
-                          const float* scales, uint32_t tokens, uint32_t apart, Offset offset_of,
-                          float (&sum)[NT][4]) {
-    const uint32_t lane = lane_id(), g = lane / 4u, t = lane % 4u, blocks = w.cols / 32u;
-    const uint8_t* of_token[NT];
-    const float* scales_of[NT][2];
+// 256 columns of a tile of 16 rows of Q8_0 times up to 8 NT tokens. `piece` holds piece `index`; at the
+// end it holds what is at `next`.
+template <uint32_t NT>
+DEVICE void multiply_piece(Piece& piece, uint32_t index, const Source& next, const uint8_t* quants, const float* scales,
+                           float (&sum)[NT][4]) {
+    const uint32_t lane = lane_id();
 #pragma unroll
-    for (uint32_t n = 0; n < NT; n++) {
-        of_token[n] = x + min(n * 8u + g, tokens - 1u) * w.cols;
+    for (uint32_t i = 0; i < 8; i++) {
+        const uint32_t block = index * 8u + i;
+        const uint4 q = piece.q[i];
+        piece.q[i] = fetch(next, i);
+        const uint32_t a[4] = {q.x, q.y, q.z, q.w};
+        const float2 d = unpack_f16x2(word(piece.s[i / 4u], i % 4u));
 #pragma unroll
-        for (uint32_t i = 0; i < 2; i++) scales_of[n][i] = scales + min(n * 8u + 2u * t + i, tokens - 1u) * blocks;
-    }
-    for (uint32_t index = 0; index * 8u < blocks; index++) {
-        const Source next = index * 8u + 8u < blocks ? aim(w, tile, index + 1u) : then;
-#pragma unroll
-        for (uint32_t i = 0; i < 8; i++) {
-            const uint32_t block = index * 8u + i, at = offset_of(block);
-            const uint4 q = piece.q[i];
-            piece.q[i] = fetch(next, i);
-            const uint32_t a[4] = {q.x, q.y, q.z, q.w};
-            const float2 d = unpack_f16x2(word(piece.s[i / 4u], i % 4u));
-#pragma unroll
-            for (uint32_t n = 0; n < NT; n++) {
-                const uint32_t b0 = *reinterpret_cast<const uint32_t*>(of_token[n] + at);
-                const uint32_t b1 = *reinterpret_cast<const uint32_t*>(of_token[n] + at + apart);
-                const float s0 = scales_of[n][0][block], s1 = scales_of[n][1][block];
-                int32_t c[4];
-                mma_m16n8k32_s8(c, a, b0, b1);
-                sum[n][0] = fmaf(static_cast<float>(c[0]), d.x * s0, sum[n][0]);
-                sum[n][1] = fmaf(static_cast<float>(c[1]), d.x * s1, sum[n][1]);
-                sum[n][2] = fmaf(static_cast<float>(c[2]), d.y * s0, sum[n][2]);
-                sum[n][3] = fmaf(static_cast<float>(c[3]), d.y * s1, sum[n][3]);
-            }
-            if (i % 4u == 3u) piece.s[i / 4u] = fetch_scales(next, i / 4u);
+        for (uint32_t n = 0; n < NT; n++) {
+            const uint32_t eight = block * NT + n;
+            const uint2 b = reinterpret_cast<const uint2*>(quants)[eight * 32u + lane];
+            const float2 scale = reinterpret_cast<const float2*>(scales)[eight * 4u + lane % 4u];
+            int32_t c[4];
+            mma_m16n8k32_s8(c, a, b.x, b.y);
+            sum[n][0] = fmaf(static_cast<float>(c[0]), d.x * scale.x, sum[n][0]);
+            sum[n][1] = fmaf(static_cast<float>(c[1]), d.x * scale.y, sum[n][1]);
+            sum[n][2] = fmaf(static_cast<float>(c[2]), d.y * scale.x, sum[n][2]);
+            sum[n][3] = fmaf(static_cast<float>(c[3]), d.y * scale.y, sum[n][3]);
         }
+        if (i % 4u == 3u) piece.s[i / 4u] = fetch_scales(next, i / 4u);
     }
 }
 
@@ -300,50 +288,53 @@ DEVICE void gate_up_rows(const ExpertsFewGateUpParams& p, const ExpertsItem& ite
     }
 }
 
-// The shared expert's tile of gate and of up.
+// The shared expert's tile of gate and of up, of all warps of the block. `sums` has 16 rows of all warps
+// for 8 NT tokens; `piece` holds this warp's of the tile of gate.
 template <uint32_t NT>
-DEVICE void shared_gate_up(const ExpertsFewGateUpParams& p, Piece& piece, uint32_t tile, uint32_t next) {
-    const uint32_t lane = lane_id(), g = lane / 4u, t = lane % 4u;
-    const auto offset_of = [&](uint32_t b) { return ((b / 64u * 4u + b % 2u * 2u) * 32u + b % 64u / 2u) * 16u + 4u * t; };
-    float gate[NT][4] = {}, up[NT][4] = {};
-    multiply_tile(piece, p.shared_gate, tile, aim(p.shared_up, tile, 0), p.quants, p.scales, p.tokens, 512u, offset_of, gate);
-    const Source then = next < p.shared_gate.rows / 16u ? aim(p.shared_gate, next, 0) : nowhere();
-    multiply_tile(piece, p.shared_up, tile, then, p.quants, p.scales, p.tokens, 512u, offset_of, up);
+DEVICE void shared_gate_up(const ExpertsFewGateUpParams& p, Piece& piece, uint32_t tile, uint32_t next, float* sums) {
+    constexpr uint32_t VALUES = 128u * NT;
+    const uint32_t warp = warp_id(), g = lane_id() / 4u, t = lane_id() % 4u, value = threadIdx.x;
+    float gate = 0.0f, up = 0.0f;
 #pragma unroll
-    for (uint32_t n = 0; n < NT; n++) {
+    for (uint32_t m = 0; m < 2; m++) {
+        const Source then = m == 0                                ? aim(p.shared_up, tile, warp)
+                            : next < p.shared_gate.rows / 16u ? aim(p.shared_gate, next, warp)
+                                                                  : nowhere();
+        float sum[NT][4] = {};
+        multiply_piece<NT>(piece, warp, then, p.mma_quants, p.mma_scales, sum);
 #pragma unroll
-        for (uint32_t i = 0; i < 4; i++) {
-            const uint32_t token = n * 8u + 2u * t + i % 2u, row = tile * 16u + g + i / 2u * 8u;
-            if (token < p.tokens) {
-                p.shared_h[token * p.shared_gate.rows + row] = clamped_swiglu(gate[n][i], up[n][i], p.clamp);
+        for (uint32_t n = 0; n < NT; n++) {
+#pragma unroll
+            for (uint32_t i = 0; i < 4; i++) {
+                sums[warp * VALUES + (n * 8u + 2u * t + i % 2u) * 16u + g + 8u * (i / 2u)] = sum[n][i];
             }
         }
+        __syncthreads();
+        if (value < VALUES) {
+            float total = 0.0f;
+            for (uint32_t w = 0; w < WARPS; w++) total += sums[w * VALUES + value];
+            (m == 0 ? gate : up) = total;
+        }
+        __syncthreads();
+    }
+    const uint32_t token = value / 16u;
+    if (token < p.tokens) {
+        p.shared_h[token * p.shared_gate.rows + tile * 16u + value % 16u] = clamped_swiglu(gate, up, p.clamp);
     }
 }
 
 DEVICE void gate_up(const ExpertsFewGateUpParams& p, unsigned char* shared) {
     Plan& plan = *reinterpret_cast<Plan*>(shared + IQ2_XXS_TABLE_BYTES);
+    float* sums = reinterpret_cast<float*>(shared + IQ2_XXS_TABLE_BYTES + EXPERTS_FEW_PLAN_BYTES);
     // Neighbours in the list of rows are on different multiprocessors, so that each gets all kinds of items.
-    const uint32_t index = warp_id() * gridDim.x + blockIdx.x, warps = WARPS * gridDim.x;
-    const uint32_t tiles = p.shared_gate.rows / 16u;
+    const uint32_t index = warp_id() * gridDim.x + blockIdx.x, tiles = p.shared_gate.rows / 16u;
     Piece piece;
-    if (index < tiles) fetch_all(piece, aim(p.shared_gate, index, 0));
+    if (blockIdx.x < tiles) fetch_all(piece, aim(p.shared_gate, blockIdx.x, warp_id()));
     fill_iq2_xxs_tables(reinterpret_cast<uint32_t*>(shared));
     pdl_wait();
     // Only now: the kernel after the next one reads the items before its wait.
     pdl_trigger();
-    const uint32_t tile_cost = p.tokens <= 8u ? 80u : p.tokens <= 16u ? 110u : 180u;
-    Segment now = make_plan(plan, p.items, p.totals, INTER, index, warps, tiles, tile_cost);
-
-    for (uint32_t tile = index; tile < tiles; tile += warps) {
-        if (p.tokens <= 8u) {
-            shared_gate_up<1>(p, piece, tile, tile + warps);
-        } else if (p.tokens <= 16u) {
-            shared_gate_up<2>(p, piece, tile, tile + warps);
-        } else {
-            shared_gate_up<4>(p, piece, tile, tile + warps);
-        }
-    }
+    Segment now = make_plan(plan, p.items, p.totals, INTER, index, WARPS * gridDim.x, 0, 0);
     RowPair pair;
     if (now.last != 0) {
         const RowAt at = row_of(p.gate, plan.items[now.item].expert, now.first);
@@ -353,6 +344,15 @@ DEVICE void gate_up(const ExpertsFewGateUpParams& p, unsigned char* shared) {
             pair.q[m][0] = fetch_codes(w, at, 0);
             pair.q[m][1] = fetch_codes(w, at, 1);
             pair.d[m] = fetch_d(w, at);
+        }
+    }
+    for (uint32_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        if (p.tokens <= 8u) {
+            shared_gate_up<1>(p, piece, tile, tile + gridDim.x, sums);
+        } else if (p.tokens <= 16u) {
+            shared_gate_up<2>(p, piece, tile, tile + gridDim.x, sums);
+        } else {
+            shared_gate_up<4>(p, piece, tile, tile + gridDim.x, sums);
         }
     }
     while (now.last != 0) {
@@ -487,13 +487,17 @@ DEVICE void down_rows(const ExpertsFewDownParams& p, const ExpertsItem& item, ui
     }
 }
 
+// A tile of the shared expert's down.
 template <uint32_t NT>
 DEVICE void shared_down(const ExpertsFewDownParams& p, Piece& piece, uint32_t tile, uint32_t next) {
-    const uint32_t lane = lane_id(), g = lane / 4u, t = lane % 4u, hidden = p.shared_down.rows;
+    const uint32_t g = lane_id() / 4u, t = lane_id() % 4u, hidden = p.shared_down.rows, pieces = p.shared_down.cols / 256u;
     float sum[NT][4] = {};
-    const Source then = next < hidden / 16u ? aim(p.shared_down, next, 0) : nowhere();
-    multiply_tile(piece, p.shared_down, tile, then, p.shared_quants, p.shared_scales, p.tokens, 16u,
-                  [&](uint32_t block) { return block * 32u + 4u * t; }, sum);
+    for (uint32_t i = 0; i < pieces; i++) {
+        const Source then = i + 1u < pieces        ? aim(p.shared_down, tile, i + 1u)
+                            : next < hidden / 16u ? aim(p.shared_down, next, 0)
+                                                   : nowhere();
+        multiply_piece<NT>(piece, i, then, p.shared_quants, p.shared_scales, sum);
+    }
 #pragma unroll
     for (uint32_t n = 0; n < NT; n++) {
 #pragma unroll
@@ -512,7 +516,7 @@ DEVICE void down(const ExpertsFewDownParams& p, Plan& plan) {
     Piece piece;
     if (index < tiles) fetch_all(piece, aim(p.shared_down, index, 0));
     // A tile's piece in fours of rows, about.
-    const uint32_t of_piece = p.tokens <= 8u ? 10u : p.tokens <= 16u ? 20u : 30u;
+    const uint32_t of_piece = p.tokens <= 8u ? 6u : p.tokens <= 16u ? 9u : 14u;
     Segment now = make_plan(plan, p.items, p.totals, fours, index, warps, tiles, of_piece * (p.shared_down.cols / 256u));
     FourRows rows;
     if (now.last != 0 && index >= tiles) fetch_rows(rows, p.down, plan.items[now.item].expert, now.first);
@@ -564,32 +568,44 @@ KERNEL(experts_few_sort, ExpertsFewSortParams, 256) {
         const uint32_t at = ((block / 64u * 4u + block % 2u * 2u + in_block / 4u) * 32u + block % 64u / 2u) * 16u;
         *reinterpret_cast<uint32_t*>(p.quants + token * few::HIDDEN + at + in_block % 4u * 4u) = four;
         if (in_block == 0) p.scales[token * (few::HIDDEN / 32u) + block] = scale;
+        if (p.mma_quants == nullptr) return;
+        const uint32_t place = block * p.padded + token;
+        reinterpret_cast<uint32_t*>(p.mma_quants)[place * 8u + in_block % 4u * 2u + in_block / 4u] = four;
+        if (in_block == 0) p.mma_scales[place] = scale;
         return;
     }
     const uint32_t pair = threadIdx.x;
-    const uint32_t id = pair < p.pairs ? p.ids[pair] : 0u, key = min(id, p.experts - 1u);
+    const uint32_t id = pair < p.pairs ? p.ids[pair] : 0u, key = pair < p.pairs ? min(id, p.experts - 1u) : 0xffffffffu;
     keys[pair] = key;
+    costs[pair] = 0;
     __syncthreads();
     uint32_t before = 0, same_before = 0, same = 0;
-    for (uint32_t i = 0; i < p.pairs; i++) {
-        const uint32_t other = keys[i];
-        before += other < key ? 1u : 0u;
-        same += other == key ? 1u : 0u;
-        same_before += other == key && i < pair ? 1u : 0u;
+#pragma unroll 4
+    for (uint32_t i = 0; i < p.pairs; i += 4) {
+        const uint4 four = *reinterpret_cast<const uint4*>(keys + i);
+#pragma unroll
+        for (uint32_t j = 0; j < 4; j++) {
+            const uint32_t other = word(four, j);
+            before += other < key ? 1u : 0u;
+            same += other == key ? 1u : 0u;
+            same_before += other == key && i + j < pair ? 1u : 0u;
+        }
     }
     const uint32_t position = before + same_before, count = min(few::OF_ITEM, same - same_before);
     const bool leads = pair < p.pairs && same_before % few::OF_ITEM == 0;
-    if (pair < p.pairs) {
-        p.order[position] = id < p.experts ? pair : pair | EXPERTS_NO_EXPERT;
-        costs[position] = leads ? few::cost_of(count) : 0u;
-    }
+    if (pair < p.pairs) p.order[position] = id < p.experts ? pair : pair | EXPERTS_NO_EXPERT;
+    // An item, and what it costs.
+    if (leads) costs[position] = 0x10000u | few::cost_of(count);
     __syncthreads();
     if (!leads) return;
-    uint32_t index = 0, cost = 0;
-    for (uint32_t i = 0; i < position; i++) {
-        index += costs[i] != 0 ? 1u : 0u;
-        cost += costs[i];
+    uint32_t all_before = 0;
+#pragma unroll 4
+    for (uint32_t i = 0; i < p.pairs; i += 4) {
+        const uint4 four = *reinterpret_cast<const uint4*>(costs + i);
+#pragma unroll
+        for (uint32_t j = 0; j < 4; j++) all_before += i + j < position ? word(four, j) : 0u;
     }
+    const uint32_t index = all_before >> 16, cost = all_before & 0xffffu;
     p.items[index] = {key, position, count, cost};
     if (position + count == p.pairs) {
         p.totals[0] = index + 1u;
@@ -597,7 +613,8 @@ KERNEL(experts_few_sort, ExpertsFewSortParams, 256) {
     }
 }
 
-// Grid: one block a multiprocessor. Shared memory: tables and the plan.
+// Grid: one block a multiprocessor. Shared memory: tables, the
+// plan, and with a shared expert the sums of its tiles, 1024 bytes for each of the padded tokens.
 KERNEL(experts_few_gate_up, ExpertsFewGateUpParams, 512) {
     SHARED(unsigned char, shared);
     few::gate_up(p, shared);
@@ -617,8 +634,10 @@ KERNEL(experts_few_quantize, ExpertsFewQuantizeParams, 256) {
     float scale;
     const uint32_t four = quantize_shared_scale(reinterpret_cast<const float4*>(from)[in_block], scale);
     if (block >= routed) {
-        reinterpret_cast<uint32_t*>(p.shared_quants)[(block - routed) * 8u + in_block] = four;
-        if (in_block == 0) p.shared_scales[block - routed] = scale;
+        const uint32_t of_row = p.shared_cols / 32u, token = (block - routed) / of_row;
+        const uint32_t place = (block - routed) % of_row * p.padded + token;
+        reinterpret_cast<uint32_t*>(p.shared_quants)[place * 8u + in_block % 4u * 2u + in_block / 4u] = four;
+        if (in_block == 0) p.shared_scales[place] = scale;
         return;
     }
     const uint32_t row = block / (few::INTER / 32u), of_row = block % (few::INTER / 32u);

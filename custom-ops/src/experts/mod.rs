@@ -46,8 +46,8 @@ pub struct Mlp<'a> {
 /// over its slots in order with the shared expert last, so that a token's values do not depend on
 /// its batch. The bytes of each chosen expert are read once a call.
 ///
-/// On NVIDIA GPUs one token of the 2-bit model goes through its experts as signed bytes with an f32
-/// scale for 32; all else as halves, on the matrix units. A chosen expert that is not there makes its
+/// On NVIDIA GPUs up to 32 tokens of the 2-bit model go through their experts as signed bytes with an
+/// f32 scale for 32; all else as halves, on the matrix units. A chosen expert that is not there makes its
 /// token's values NaN.
 pub fn experts(
     x: &Tensor,
