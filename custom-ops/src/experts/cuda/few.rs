@@ -194,8 +194,8 @@ impl Call<'_> {
             clamp: self.clamp,
         };
         let blocks = self.gpu.multiprocessors();
-        let sums = if shared.is_some() { 1024 * padded } else { 0 };
-        let launch = Launch::new(blocks, 512).shared(TABLE_BYTES + PLAN_BYTES + sums);
+        let of_tiles = if shared.is_some() { 1024 * padded } else { 0 };
+        let launch = Launch::new(blocks, 512).shared(TABLE_BYTES + PLAN_BYTES + of_tiles);
         // SAFETY: `ExpertsFewGateUpParams`; `is_few` has compared formats and shapes.
         unsafe { self.gpu.launch(Kernel("experts_few_gate_up"), launch, &params)? };
 
