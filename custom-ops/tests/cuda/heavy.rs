@@ -213,7 +213,7 @@ fn few_tokens_of_the_two_bit_model() {
     let routed = network(&mut rng, [Format::Iq2Xxs, Format::Q2K], 5, 4096, 2048);
     let shared = network(&mut rng, [Format::Q8_0; 2], 1, 4096, 256);
     for (tokens, k, with_shared) in
-        [(2, 2, true), (5, 2, false), (8, 1, true), (17, 1, true), (32, 1, true)]
+        [(2, 2, true), (5, 1, false), (8, 1, true), (17, 1, true), (32, 1, true)]
     {
         let shared = with_shared.then(|| shared.clone());
         let mut mixture = Mixture::new(&mut rng, routed.clone(), shared, tokens, k);
