@@ -17,7 +17,7 @@ constexpr uint32_t INTER = 2048;
 constexpr uint32_t WARPS = 16;
 constexpr uint32_t OF_ITEM = EXPERTS_FEW_OF_ITEM;
 
-// Of a row for so many tokens, in hundredths of its instructions, about.
+// What a row costs for so many tokens: about a hundred instructions a unit.
 DEVICE uint32_t cost_of(uint32_t count) { return count <= 1u ? 5u : count == 2u ? 6u : 9u; }
 
 // The sums of N values over a warp: lanes `i 32 / N ..` get value i's. The order does not depend on N.
@@ -384,9 +384,10 @@ struct FourRows {
 
 DEVICE void fetch_row(FourRows& rows, uint32_t i, const Weight& w, uint32_t expert, uint32_t four) {
     const uint32_t lane = lane_id();
-    rows.q[i] = load_weights16(w.plane[0] + expert * w.stride[0] + four * INTER + i * (INTER / 4u) + lane * 16u);
-    rows.s[i] = load_weights4(w.plane[1] + expert * w.stride[1] + four * (INTER / 4u) + i * (INTER / 16u) + lane * 4u);
-    rows.d[i] = load_weights4(w.plane[2] + expert * w.stride[2] + four * (INTER / 16u) + i * (INTER / 64u) + lane / 4u * 4u);
+    const uint32_t row = four * 4u + i;
+    rows.q[i] = load_weights16(w.plane[0] + expert * w.stride[0] + row * (INTER / 4u) + lane * 16u);
+    rows.s[i] = load_weights4(w.plane[1] + expert * w.stride[1] + row * (INTER / 16u) + lane * 4u);
+    rows.d[i] = load_weights4(w.plane[2] + expert * w.stride[2] + row * (INTER / 64u) + lane / 4u * 4u);
 }
 
 DEVICE void fetch_rows(FourRows& rows, const Weight& w, uint32_t expert, uint32_t four) {
@@ -407,9 +408,10 @@ DEVICE float exp2_minus(uint32_t n) { return f32_from_bits((127u - n) << 23); }
 
 // Adds digit `j` of a row's quants times the bytes of T tokens.
 template <uint32_t T>
-DEVICE void multiply_digit(const uint4& q, uint32_t s, const float2& d, uint32_t j, const Sixteen (&x)[T], float (&sum)[4 * T],
-                           uint32_t i) {
-    const float scale = d.x * static_cast<float>(s & 15u << 8u * j), minimum = d.y * static_cast<float>(s & 240u << 8u * j);
+DEVICE void multiply_digit(const uint4& q, uint32_t s, const float2& d, uint32_t j, const Sixteen (&x)[T],
+                           float (&sum)[4 * T], uint32_t i) {
+    const float scale = d.x * static_cast<float>(s & 15u << 8u * j);
+    const float minimum = d.y * static_cast<float>(s & 240u << 8u * j);
     const uint32_t mask = 0x03030303u << 2u * j;
 #pragma unroll
     for (uint32_t t = 0; t < T; t++) {
@@ -490,7 +492,8 @@ DEVICE void down_rows(const ExpertsFewDownParams& p, const ExpertsItem& item, ui
 // A tile of the shared expert's down.
 template <uint32_t NT>
 DEVICE void shared_down(const ExpertsFewDownParams& p, Piece& piece, uint32_t tile, uint32_t next) {
-    const uint32_t g = lane_id() / 4u, t = lane_id() % 4u, hidden = p.shared_down.rows, pieces = p.shared_down.cols / 256u;
+    const uint32_t g = lane_id() / 4u, t = lane_id() % 4u;
+    const uint32_t hidden = p.shared_down.rows, pieces = p.shared_down.cols / 256u;
     float sum[NT][4] = {};
     for (uint32_t i = 0; i < pieces; i++) {
         const Source then = i + 1u < pieces        ? aim(p.shared_down, tile, i + 1u)
@@ -515,9 +518,10 @@ DEVICE void down(const ExpertsFewDownParams& p, Plan& plan) {
     // The items are of the launch before the one before the last, which has ended.
     Piece piece;
     if (index < tiles) fetch_all(piece, aim(p.shared_down, index, 0));
-    // A tile's piece in fours of rows, about.
+    // What a tile costs, about, in the units of `cost_of`.
     const uint32_t of_piece = p.tokens <= 8u ? 6u : p.tokens <= 16u ? 9u : 14u;
-    Segment now = make_plan(plan, p.items, p.totals, fours, index, warps, tiles, of_piece * (p.shared_down.cols / 256u));
+    const uint32_t tile_cost = of_piece * (p.shared_down.cols / 256u);
+    Segment now = make_plan(plan, p.items, p.totals, fours, index, warps, tiles, tile_cost);
     FourRows rows;
     if (now.last != 0 && index >= tiles) fetch_rows(rows, p.down, plan.items[now.item].expert, now.first);
     pdl_wait();
