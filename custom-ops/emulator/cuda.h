@@ -199,6 +199,10 @@ DEVICE int32_t dp4a(uint32_t a, uint32_t b, int32_t c) {
     for (int i = 0; i < 4; i++) c += int32_t(int8_t(a >> (8 * i))) * int32_t(int8_t(b >> (8 * i)));
     return c;
 }
+DEVICE int32_t dp4a_unsigned(uint32_t a, uint32_t b, int32_t c) {
+    for (int i = 0; i < 4; i++) c += int32_t(uint8_t(a >> (8 * i))) * int32_t(int8_t(b >> (8 * i)));
+    return c;
+}
 
 DEVICE uint32_t byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
     uint32_t r = 0;

@@ -160,6 +160,80 @@ struct Grouped {
     }
 };
 
+// Everything that the kernels for few tokens keep between their launches.
+struct FewExperts {
+    const Network& routed;
+    const Network* shared;
+    uint32_t tokens, k, pairs, padded, shared_cols;
+    Buffer<uint8_t> x, x_shared, h_bytes, shared_bytes;
+    Buffer<float> x_scales, x_shared_scales, h_scales, h_sums, shared_scales, h, shared_h, terms, shared_terms;
+    Buffer<uint32_t> order, totals;
+    Buffer<ExpertsItem> items;
+
+    FewExperts(const Network& routed, const Network* shared, uint32_t tokens, uint32_t k)
+        : routed(routed), shared(shared), tokens(tokens), k(k), pairs(tokens * k), padded(tokens <= 8 ? 8 : tokens <= 16 ? 16 : 32),
+          shared_cols(shared ? shared->down.cols : 0), x(size_t(tokens) * 4096),
+          x_shared(shared ? padded * 4096 : 0), h_bytes(size_t(pairs + 1) * 2048),
+          shared_bytes(size_t(padded) * shared_cols), x_scales(x.size() / 32), x_shared_scales(x_shared.size() / 32), h_scales(h_bytes.size() / 32),
+          h_sums(h_bytes.size() / 16), shared_scales(shared_bytes.size() / 32), h(size_t(pairs) * 2048),
+          shared_h(size_t(tokens) * shared_cols), terms(size_t(pairs) * 4096), shared_terms(shared ? x.size() : 0),
+          order(pairs), totals(2), items(std::min(routed.gate.stack, pairs) + pairs / EXPERTS_FEW_OF_ITEM) {}
+
+    void sort(const float* from, const uint32_t* ids) {
+        const ExpertsFewSortParams p = {from, ids, x.get(), x_scales.get(), shared ? x_shared.get() : nullptr, x_shared_scales.get(),
+                                        order.get(), items.get(), totals.get(), tokens, padded, pairs, routed.gate.stack};
+        Shape shape;
+        shape.x = 1 + tokens * 4;
+        shape.threads = 256;
+        shape.shared = 8 * EXPERTS_FEW_PAIRS;
+        LAUNCH(experts_few_sort, shape, p);
+    }
+    void gate_up(const float* weights, float clamp) {
+        const Weight none = {};
+        const ExpertsFewGateUpParams p = {x.get(), x_scales.get(), x_shared.get(), x_shared_scales.get(), weights, order.get(), items.get(), totals.get(),
+                                          h.get(), shared_h.get(), routed.gate.weight(), routed.up.weight(),
+                                          shared ? shared->gate.weight() : none, shared ? shared->up.weight() : none,
+                                          tokens, k, clamp};
+        Shape shape;
+        shape.x = multiprocessors();
+        shape.threads = 512;
+        shape.shared = IQ2_XXS_TABLE_BYTES + EXPERTS_FEW_PLAN_BYTES + (shared ? padded * 1024 : 0);
+        LAUNCH(experts_few_gate_up, shape, p);
+    }
+    void quantize() {
+        const ExpertsFewQuantizeParams p = {h.get(), shared_h.get(), h_bytes.get(), h_scales.get(), h_sums.get(),
+                                            shared_bytes.get(), shared_scales.get(), pairs, tokens, padded, shared_cols};
+        Shape shape;
+        shape.x = (pairs * 64 + tokens * shared_cols / 32 + 31) / 32;
+        shape.threads = 256;
+        LAUNCH(experts_few_quantize, shape, p);
+    }
+    void down() {
+        const ExpertsFewDownParams p = {h_bytes.get(), h_scales.get(), h_sums.get(), shared_bytes.get(), shared_scales.get(),
+                                        order.get(), items.get(), totals.get(), terms.get(), shared_terms.get(),
+                                        routed.down.weight(), shared ? shared->down.weight() : Weight{}, tokens};
+        Shape shape;
+        shape.x = multiprocessors();
+        shape.threads = 512;
+        shape.shared = EXPERTS_FEW_PLAN_BYTES;
+        LAUNCH(experts_few_down, shape, p);
+    }
+    void sum(float* out) {
+        const ExpertsSumParams p = {terms.get(), shared ? shared_terms.get() : nullptr, out, tokens, k, 4096};
+        Shape shape;
+        shape.threads = 256;
+        shape.x = tokens * 4;
+        LAUNCH(experts_sum, shape, p);
+    }
+    void run(const float* from, const uint32_t* ids, const float* weights, float clamp, float* out) {
+        sort(from, ids);
+        gate_up(weights, clamp);
+        quantize();
+        down();
+        sum(out);
+    }
+};
+
 inline void check_grouped(uint32_t gate, uint32_t down, uint32_t n, uint32_t hidden, uint32_t inter, uint32_t tokens,
                           uint32_t k, uint32_t of_item, bool with_shared) {
     const Network routed(gate, down, n, hidden, inter);
@@ -199,7 +273,55 @@ inline void check_one(uint32_t n, uint32_t rows_inter, uint32_t k, uint32_t shar
            relative_error(out.download(), mixture(routed, shared.get(), x, ids, weights, k, 1.5, through_bytes)), 1e-3);
 }
 
+// `most` experts of `n` are chosen. A token may choose one twice.
+inline void check_few_experts(uint32_t n, uint32_t most, uint32_t tokens, uint32_t k, uint32_t shared_inter, bool odd = false) {
+    const Network routed(WEIGHT_IQ2_XXS, WEIGHT_Q2_K, n, 4096, 2048);
+    std::unique_ptr<Network> shared;
+    if (shared_inter) shared = std::make_unique<Network>(WEIGHT_Q8_0, WEIGHT_Q8_0, 1, 4096, shared_inter);
+    auto x = normals(size_t(tokens) * 4096);
+    std::vector<uint32_t> ids(tokens * k);
+    std::vector<float> weights(tokens * k);
+    for (auto& id : ids) id = random_u32() % most;
+    for (auto& weight : weights) weight = 0.2f + uniform();
+    const std::vector<uint32_t> good = ids;
+    if (odd) {
+        // Neither a chosen expert that is not there nor a value that is no number may vanish, or spread.
+        ids[0] = n;
+        x[4096 + 77] = NAN;
+    }
+    const Buffer<float> x_there(x), weights_there(weights);
+    const Buffer<uint32_t> ids_there(ids);
+    Buffer<float> out(x.size());
+    FewExperts few(routed, shared.get(), tokens, k);
+    few.run(x_there.get(), ids_there.get(), weights_there.get(), 1.5f, out.get());
+    const std::string name = "experts of " + std::to_string(tokens) + " tokens, " + std::to_string(k) + " of " +
+                             std::to_string(most) + ", shared " + std::to_string(shared_inter);
+    auto got = out.download();
+    uint32_t first = 0;
+    if (odd) {
+        first = 2;
+        bool all = true;
+        for (uint32_t i = 0; i < 2 * 4096; i++) all = all && std::isnan(got[i]);
+        report(name + ": no number stays none", all);
+    }
+    // Enough tokens for the kinds of items; the reference takes its time.
+    const uint32_t last = tokens;
+    const std::vector<float> some(x.begin() + first * 4096, x.begin() + last * 4096), some_weights(weights.begin() + first * k, weights.end());
+    const std::vector<uint32_t> some_ids(good.begin() + first * k, good.end());
+    got.erase(got.begin(), got.begin() + first * 4096);
+    report(name, relative_error(got, mixture(routed, shared.get(), some, some_ids, some_weights, k, 1.5, through_bytes)), 1e-3);
+    Buffer<float> again(x.size());
+    few.run(x_there.get(), ids_there.get(), weights_there.get(), 1.5f, again.get());
+    const auto second = again.download();
+    report(name + ": the same bits again", memcmp(second.data() + first * 4096, got.data(), got.size() * 4) == 0);
+}
+
 inline void check_experts() {
+    check_few_experts(5, 5, 2, 2, 256);
+    check_few_experts(4, 4, EMULATED ? 5 : 8, 3, EMULATED ? 256 : 2048, true);
+    check_few_experts(6, 6, EMULATED ? 9 : 17, EMULATED ? 1 : 6, 0);
+    check_few_experts(2, 1, EMULATED ? 17 : 32, 1, 256);
+    if (!EMULATED) check_few_experts(16, 16, 32, 6, 2048, true);
     check_one(3, 2048, 2, 256);
     check_one(3, 2048, EMULATED ? 3 : 6, 0);
     check_one(EMULATED ? 2 : 16, 2048, EMULATED ? 2 : 6, 2048);

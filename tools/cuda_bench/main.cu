@@ -4,6 +4,7 @@
 //     g++ -std=c++17 -O1 -g -fsanitize=address,undefined -DCUDA_EMULATOR -x c++ main.cu && ./a.out
 #include "../../custom-ops/src/attention/kernel.cu"
 #include "../../custom-ops/src/attention/kernel_prefill.cu"
+#include "../../custom-ops/src/experts/kernel_few.cu"
 #include "../../custom-ops/src/experts/kernel_grouped.cu"
 #include "../../custom-ops/src/experts/kernel_groups.cu"
 #include "../../custom-ops/src/experts/kernel_one.cu"

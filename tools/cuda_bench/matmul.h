@@ -42,6 +42,9 @@ inline uint32_t split_of(uint32_t cols) {
     return split;
 }
 
+// Whether activations may be in shared memory.
+inline bool g_stage = true;
+
 // A launch for few tokens, as src/matmul/cuda.rs makes it.
 struct Few {
     MatmulParams p = {};
@@ -68,22 +71,37 @@ struct Few {
                cols >= 4096 * shape.cluster) {
             shape.cluster *= 2;
         }
-        p.block_cols = shape.cluster == 1 ? cols : (cols / shape.cluster + 255) / 256 * 256;
+        const uint32_t round_bytes = 16 * 16 * padded * 4, limit = 227 * 1024;
+        const bool stage = padded > 1 && p.has_q8_0;
+        const auto columns_of = [&](uint32_t cluster) { return cluster == 1 ? cols : (cols / cluster + 255) / 256 * 256; };
+        const auto staged_bytes = [&](uint32_t cluster, uint32_t x_groups) {
+            return (x_groups * columns_of(cluster) + 255) / 256 * 8 * 36 * padded;
+        };
+        const auto fits = [&](uint32_t bytes) { return bytes + round_bytes <= limit; };
+        if (groups == 1 && stage && !fits(staged_bytes(shape.cluster, 1)) && fits(staged_bytes(2, 1))) shape.cluster = 2;
+        p.block_cols = columns_of(shape.cluster);
         p.split = split_of(p.block_cols);
         const uint32_t slots = 16 / p.split;
-        shape.x = std::min(multiprocessors(), (tiles + slots - 1) / slots);
+        shape.x = std::max(1u, std::min(multiprocessors() / shape.cluster, (tiles + slots - 1) / slots));
         shape.threads = 512;
-        const uint32_t most = (tiles + shape.x - 1) / shape.x;
-        const uint32_t round_bytes = 16 * 16 * padded * 4;
-        p.rounds = std::min((most + slots - 1) / slots, 128u * 1024u / round_bytes);
+        uint32_t most = (tiles + shape.x - 1) / shape.x;
+        p.x_groups = 1;
         if (groups > 1) {
-            const uint32_t of_group = p.w[0].rows / groups / 16;
+            const uint32_t of_group = std::max(1u, p.w[0].rows / groups / 16);
             p.x_groups = std::min(groups, (most + of_group - 1) / of_group + 1);
-        } else {
-            p.x_groups = 1;
+            uint32_t of_each = std::min(of_group, shape.x / groups);
+            while (of_each > 1 && of_group % of_each != 0) of_each--;
+            if (of_each > 0 && of_group / of_each <= most) {
+                shape.x = groups * of_each;
+                p.x_groups = 1;
+            }
         }
+        p.staged = stage && g_stage && fits(staged_bytes(shape.cluster, p.x_groups)) && (groups == 1 || cols % 256 == 0);
+        most = (tiles + shape.x - 1) / shape.x;
+        const uint32_t of_stage = p.staged ? staged_bytes(shape.cluster, p.x_groups) : 0;
+        p.rounds = std::max(1u, std::min((most + slots - 1) / slots, std::min(128u * 1024u, limit - of_stage) / round_bytes));
         shape.x *= shape.cluster;
-        shape.shared = p.rounds * round_bytes;
+        shape.shared = p.rounds * round_bytes + of_stage;
         if (tokens == 1) {
             const uint32_t count = p.x_groups * p.block_cols;
             shape.shared += (p.has_f16 ? count * 4 : 0) + (p.has_q8_0 ? count + count / 8 : 0);
@@ -207,6 +225,11 @@ inline void check_matmul() {
         check_few("q_b", {{WEIGHT_Q8_0, 112 * large}}, 1024, tokens, 1);
         check_few("o_a", {{WEIGHT_Q8_0, 128}}, 1024, tokens, 2);
         check_few("x-projections", {{WEIGHT_Q8_0, 48}, {WEIGHT_F16, 20}, {WEIGHT_Q8_0, 32}}, 512 * large, tokens, 1);
+        check_few("o_b", {{WEIGHT_Q8_0, 64}}, 8192, tokens, 1);
+        g_stage = false;
+        check_few("in global memory", {{WEIGHT_Q8_0, 37}}, 4096 + 96, tokens, 1);
+        check_few("in global memory", {{WEIGHT_Q8_0, 128}}, 1024, tokens, 2);
+        g_stage = true;
     }
     for (uint32_t format : {WEIGHT_Q8_0, WEIGHT_F16}) {
         for (bool wide : {false, true}) {

@@ -2,6 +2,8 @@
 // Predictions: 1.8 us for a launch that depends on the one before, and bytes at 4.4 TB/s.
 #pragma once
 
+#include <set>
+
 #include "attention.h"
 #include "experts.h"
 #include "indexer.h"
@@ -128,6 +130,27 @@ inline void time_experts() {
         row("one token, routed only (two launches)", microseconds(60, [&](uint32_t i) { run_one(routed, nullptr, x.get(), ids[i % 40]->get(), weights.get(), 6, 10, h.get(), shared_h.get(), out.get()); }), bytes, 13.5 + 6.9);
         const double all = bytes + shared.gate.bytes() * 2 + shared.down.bytes();
         row("one token, all (two launches; the shared one is in L2)", microseconds(60, [&](uint32_t i) { run_one(routed, &shared, x.get(), ids[i % 40]->get(), weights.get(), 6, 10, h.get(), shared_h.get(), out.get()); }), all, 13.5 + 5.8 + 7.8);
+    }
+    for (uint32_t tokens : {2u, 4u, 8u, 16u, 32u}) {
+        const Buffer<float> x(normals(size_t(tokens) * 4096)), weights(std::vector<float>(tokens * 6, 0.25f));
+        const auto chosen = draw(tokens);
+        const Buffer<uint32_t> ids(chosen);
+        const double experts = double(std::set<uint32_t>(chosen.begin(), chosen.end()).size());
+        Buffer<float> out(x.size());
+        for (const Network* common : {static_cast<const Network*>(nullptr), &shared}) {
+            FewExperts few(routed, common, tokens, 6);
+            few.run(x.get(), ids.get(), weights.get(), 10, out.get());
+            const std::string name = std::to_string(tokens) + " tokens" + (common ? " and the shared one: " : ": ");
+            const double in = 2 * each * experts + (common ? common->gate.bytes() * 2 : 0), back = down * experts + (common ? common->down.bytes() : 0);
+            row(name + "gate and up", microseconds(20, [&](uint32_t) { few.gate_up(weights.get(), 10); }), in, law(in));
+            row(name + "down", microseconds(20, [&](uint32_t) { few.down(); }), back, law(back));
+            row(name + "everything", microseconds(20, [&](uint32_t) { few.run(x.get(), ids.get(), weights.get(), 10, out.get()); }), in + back, law(in + back));
+            if (!common) {
+                row(name + "sort", microseconds(20, [&](uint32_t) { few.sort(x.get(), ids.get()); }), 0, 1.8);
+                row(name + "quantize", microseconds(20, [&](uint32_t) { few.quantize(); }), 0, 1.8);
+                row(name + "sum", microseconds(20, [&](uint32_t) { few.sum(out.get()); }), 0, 1.8);
+            }
+        }
     }
     for (uint32_t tokens : {2u, 8u, 16u, 32u, 256u, 1024u, 2048u, 4096u}) {
         const Buffer<float> x(normals(size_t(tokens) * 4096)), weights(std::vector<float>(tokens * 6, 0.25f));

@@ -46,7 +46,7 @@ struct ExpertsItem {
     uint32_t expert;
     uint32_t start;
     uint32_t count;
-    uint32_t unused;
+    uint32_t before;  // for few tokens: cost of a row of each item before
 };
 
 // Set in an entry of `order` whose expert does not exist: what comes of it is NaN.
@@ -99,4 +99,85 @@ struct ExpertsSumParams {
     uint32_t tokens;
     uint32_t k;
     uint32_t hidden;  // a multiple of 4
+};
+
+// Few tokens of the 2-bit model, formats and shapes as for one token. Activations are bytes with a scale
+// for 32; weights are decoded once for up to EXPERTS_FEW_OF_ITEM tokens.
+#define EXPERTS_FEW_TOKENS 32u
+#define EXPERTS_FEW_PAIRS 256u
+#define EXPERTS_FEW_OF_ITEM 4u
+// Shared memory of the plan of a block.
+#define EXPERTS_FEW_PLAN_BYTES (16u * EXPERTS_FEW_PAIRS + 2u * 4u * 16u + 16u)
+
+// Sorts the pairs, cuts them into items, and makes bytes of x: of the 32 values of block `b`, the bytes
+// `16 i ..+16` are at `((b / 64 * 4 + b % 2 * 2 + i) * 32 + b % 64 / 2) * 16`, so that a warp reads
+// 512 bytes at a time.
+struct ExpertsFewSortParams {
+    const float* x;        // [tokens, hidden]
+    const uint32_t* ids;   // [pairs]
+    uint8_t* quants;       // [tokens, hidden]
+    float* scales;         // [tokens, hidden / 32]
+    uint8_t* mma_quants;   // the same once more, as `quantize_rows` orders them, for the shared expert:
+    float* mma_scales;     // [hidden / 32, padded, 32] and [hidden / 32, padded]; null for none
+    uint32_t* order;       // [pairs]
+    ExpertsItem* items;    // [min(experts, pairs) + pairs / EXPERTS_FEW_OF_ITEM]
+    uint32_t* totals;      // number of items, and the sum of their costs
+    uint32_t tokens;
+    uint32_t padded;  // tokens with room for whole eights, 8, 16 or 32
+    uint32_t pairs;
+    uint32_t experts;
+};
+
+// `W1`, `W3` and the gated unit: of the items, and of the shared expert for all tokens.
+struct ExpertsFewGateUpParams {
+    const uint8_t* quants;
+    const float* scales;
+    const uint8_t* mma_quants;
+    const float* mma_scales;
+    const float* weights;   // [pairs], in the order of tokens
+    const uint32_t* order;
+    const ExpertsItem* items;
+    const uint32_t* totals;
+    float* h;               // [pairs, inter], in the order of the sorted pairs
+    float* shared_h;        // [tokens, shared inter]
+    Weight gate;
+    Weight up;
+    Weight shared_gate;     // rows 0 for none
+    Weight shared_up;
+    uint32_t tokens;
+    uint32_t k;
+    float clamp;
+};
+
+// Makes bytes of h. Of 2048 routed values, `256 b + 128 h + 32 j + 16 s ..+16` are at
+// `(32 j + 4 b + 2 h + s) * 16`, and their sum at `4 (4 b + 2 h + s) + j`.
+struct ExpertsFewQuantizeParams {
+    const float* h;
+    const float* shared_h;
+    uint8_t* quants;         // [pairs, inter], and room for one more, as the next two
+    float* scales;           // [pairs, inter / 32]
+    float* sums;             // [pairs, inter / 16], of bytes times their scale
+    uint8_t* shared_quants;  // as `quantize_rows` orders them
+    float* shared_scales;
+    uint32_t pairs;
+    uint32_t tokens;
+    uint32_t padded;
+    uint32_t shared_cols;  // 0 for none
+};
+
+// `terms[pair] = W2 h[sorted pair]`, and the shared expert's.
+struct ExpertsFewDownParams {
+    const uint8_t* quants;
+    const float* scales;
+    const float* sums;
+    const uint8_t* shared_quants;
+    const float* shared_scales;
+    const uint32_t* order;
+    const ExpertsItem* items;
+    const uint32_t* totals;
+    float* terms;         // [pairs, hidden], in the order of tokens
+    float* shared_terms;  // [tokens, hidden]
+    Weight down;
+    Weight shared_down;
+    uint32_t tokens;
 };

@@ -22,10 +22,12 @@ struct MatmulParams {
     uint32_t parts;
     uint32_t split;   // warps that share a tile of 16 rows: 1, 2, 4, 8 or 16
     uint32_t rounds;  // tiles that a warp works on before its block adds up
-    uint32_t x_groups;  // groups that a block's tiles can touch (matmul_1)
+    uint32_t x_groups;  // groups that a block's tiles can touch (if x is in shared memory)
     uint32_t block_cols;  // of a block of a cluster, a multiple of 256; cols without clusters
     uint32_t has_f16;   // whether a weight is F16
     uint32_t has_q8_0;
+    uint32_t staged;  // whether quants and scales of a block's x_groups fit into shared memory
+    uint32_t unused;
     float* out[MATMUL_PARTS];  // [tokens, rows]
     Weight w[MATMUL_PARTS];
 };

@@ -37,6 +37,12 @@ DEVICE int32_t round_to_int(float value) { return __float2int_rn(value); }
 DEVICE int32_t dp4a(uint32_t a, uint32_t b, int32_t c) {
     return __dp4a(static_cast<int32_t>(a), static_cast<int32_t>(b), c);
 }
+// The same with unsigned bytes in `a`.
+DEVICE int32_t dp4a_unsigned(uint32_t a, uint32_t b, int32_t c) {
+    int32_t d;
+    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
 
 // Byte i of the result is byte `selector >> 4i & 7` of {low, high}. Bit 3 of a selector must be clear:
 // the instruction alone is used because the library's function masks the selector first.

@@ -1,4 +1,7 @@
-//! On NVIDIA GPUs: tokens grouped by expert; kernel_group*.cu.
+//! On NVIDIA GPUs: one token in two launches, few and many grouped by expert; kernel_*.cu.
+
+mod few;
+pub(super) mod one;
 
 use candle_core::{bail, DType, Result};
 
@@ -9,7 +12,7 @@ use crate::matmul::cuda::{halve_rows, halves_order};
 use crate::Matrix;
 
 /// Shared memory of IQ2_XXS's tables.
-pub(super) const TABLE_BYTES: usize = 384 * 128;
+const TABLE_BYTES: usize = 384 * 128;
 /// Experts whose pairs one block can count.
 const MAX_EXPERTS: usize = 8192;
 /// Scratch that a slice of a long batch may take; more tokens go slice by slice.
@@ -136,6 +139,9 @@ impl<'a> Shape<'a> {
     /// Bytes of the pieces of scratch for so many tokens, in the order in which they are taken.
     fn pieces(&self, tokens: usize) -> Vec<usize> {
         let pairs = tokens * self.k;
+        if self.is_few(tokens) {
+            return self.few_pieces(tokens);
+        }
         let mut pieces = vec![
             2 * tokens * self.hidden,
             2 * pairs * self.inter,
@@ -193,7 +199,10 @@ pub(super) fn experts(op: &Experts, out: Target) -> Result<()> {
             out: out.address().offset(4 * first * shape.hidden),
             tokens: count,
         };
-        call.grouped(part, &mut scratch)?;
+        match shape.is_few(count) {
+            true => call.few(part, &mut scratch)?,
+            false => call.grouped(part, &mut scratch)?,
+        }
     }
     Ok(())
 }

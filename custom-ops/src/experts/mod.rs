@@ -3,8 +3,6 @@
 mod cpu;
 #[cfg(cuda_kernels)]
 mod cuda;
-#[cfg(cuda_kernels)]
-mod cuda_one;
 mod groups;
 #[cfg(any(feature = "metal", feature = "metal-emulator"))]
 mod metal;
@@ -51,8 +49,8 @@ pub struct Mlp<'a> {
 /// over its slots in order with the shared expert last, so that a token's values do not depend on
 /// its batch. The bytes of each chosen expert are read once a call.
 ///
-/// On NVIDIA GPUs one token of the 2-bit model goes through its experts as signed bytes with an f32
-/// scale for 32; all else as halves, on the matrix units. A chosen expert that is not there makes its
+/// On NVIDIA GPUs up to 32 tokens of the 2-bit model go through their experts as signed bytes with an
+/// f32 scale for 32; all else as halves, on the matrix units. A chosen expert that is not there makes its
 /// token's values NaN.
 pub fn experts(
     x: &Tensor,
@@ -144,7 +142,7 @@ pub fn routed_experts(
 /// Whether the kernels for one token are for this.
 #[cfg(cuda_kernels)]
 fn on_gpu_at_once(x: &Tensor, routed: Mlp, shared: Option<Mlp>, k: usize) -> Result<bool> {
-    Ok(x.dim(0)? == 1 && Gpu::of(x.device())?.is_some() && cuda_one::fits(routed, shared, k))
+    Ok(x.dim(0)? == 1 && Gpu::of(x.device())?.is_some() && cuda::one::fits(routed, shared, k))
 }
 
 /// Gate and up's format and down's, with the bytes of the experts that are chosen at all.

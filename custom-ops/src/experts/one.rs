@@ -2,7 +2,7 @@
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use super::cuda_one;
+use super::cuda::one as cuda;
 use super::{class_of, Mlp};
 #[cfg(feature = "cuda-emulator")]
 use crate::device::cuda::emulating;
@@ -73,13 +73,13 @@ impl InplaceOp1 for One<'_> {
     fn cpu_fwd(&self, _out: &mut CpuStorage, _layout: &Layout) -> Result<()> {
         #[cfg(feature = "cuda-emulator")]
         if emulating() {
-            return cuda_one::one(self, Target::emulated(_out, _layout));
+            return cuda::one(self, Target::emulated(_out, _layout));
         }
         bail!("experts: one token at once is for a GPU")
     }
 
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, out: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
-        cuda_one::one(self, Target::cuda(out, layout))
+        cuda::one(self, Target::cuda(out, layout))
     }
 }

@@ -32,6 +32,8 @@ struct FewParams {
     block_cols: u32,
     has_f16: u32,
     has_q8_0: u32,
+    staged: u32,
+    unused: u32,
     out: [Address; PARTS],
     w: [Weight; PARTS],
 }
@@ -136,6 +138,8 @@ struct Few {
     split: usize,
     rounds: usize,
     x_groups: usize,
+    /// Whether the bytes of all tokens are in shared memory.
+    staged: bool,
     blocks: usize,
     shared: usize,
 }
@@ -159,33 +163,52 @@ impl Few {
         {
             cluster *= 2;
         }
-        let block_cols = match cluster {
+        let columns_of = |cluster| match cluster {
             1 => cols,
             n => cols.div_ceil(n).next_multiple_of(256),
         };
+        // Many tokens of many columns: so that a block's fit into shared memory.
+        let round_bytes = WARPS * 16 * padded * 4;
+        let stage = padded > 1 && has(Format::Q8_0);
+        let staged_bytes = |cluster, x_groups: usize| {
+            (x_groups * columns_of(cluster)).next_multiple_of(256) / 32 * 36 * padded
+        };
+        let fits = |bytes| bytes + round_bytes <= gpu.shared_bytes();
+        if clusters && stage && !fits(staged_bytes(cluster, 1)) && fits(staged_bytes(2, 1)) {
+            cluster = 2;
+        }
+        let block_cols = columns_of(cluster);
         let mut split = 1;
         while split < WARPS && 2 * split <= block_cols / 256 {
             split *= 2;
         }
         let slots = WARPS / split;
-        let blocks = tiles.div_ceil(slots).min(processors).max(1);
-        let most = tiles.div_ceil(blocks);
-        let round_bytes = WARPS * 16 * padded * 4;
-        let rounds = most.div_ceil(slots).min(SUMS_BYTES / round_bytes).max(1);
-        let x_groups = match groups {
+        let mut blocks = tiles.div_ceil(slots).min(processors / cluster).max(1);
+        let of_group = (weights.first().map_or(0, |w| w.rows()) / groups / 16).max(1);
+        let mut x_groups = match groups {
             1 => 1,
-            _ => {
-                let of_group = (weights.first().map_or(0, |w| w.rows()) / groups / 16).max(1);
-                groups.min(most.div_ceil(of_group) + 1)
-            }
+            _ => groups.min(tiles.div_ceil(blocks).div_ceil(of_group) + 1),
         };
-        let mut shared = rounds * round_bytes;
+        // Blocks of one group each, if that takes no longer.
+        let whole = (1..=of_group.min(blocks / groups)).rev().find(|n| of_group.is_multiple_of(*n));
+        if let (2.., Some(of_each)) = (groups, whole) {
+            if of_group / of_each <= tiles.div_ceil(blocks) {
+                (blocks, x_groups) = (groups * of_each, 1);
+            }
+        }
+        let staged_bytes = staged_bytes(cluster, x_groups);
+        let staged = stage && fits(staged_bytes) && (groups == 1 || cols.is_multiple_of(256));
+        let most = tiles.div_ceil(blocks);
+        let staged_bytes = if staged { staged_bytes } else { 0 };
+        let room = SUMS_BYTES.min(gpu.shared_bytes().saturating_sub(staged_bytes));
+        let rounds = most.div_ceil(slots).min(room / round_bytes).max(1);
+        let mut shared = rounds * round_bytes + staged_bytes;
         if padded == 1 {
             let values = x_groups * block_cols;
             shared += if has(Format::F16) { 4 * values } else { 0 };
             shared += if has(Format::Q8_0) { values + values / 8 } else { 0 };
         }
-        Self { padded, cluster, block_cols, split, rounds, x_groups, blocks, shared }
+        Self { padded, cluster, block_cols, split, rounds, x_groups, staged, blocks, shared }
     }
 
     /// Bytes of the activations as bytes, and of their scales.
@@ -296,6 +319,8 @@ fn few(
         block_cols: few.block_cols as u32,
         has_f16: has(Format::F16),
         has_q8_0: has(Format::Q8_0),
+        staged: u32::from(few.staged),
+        unused: 0,
         out: [Address::NULL; PARTS],
         w: [first.cuda(name, gpu)?; PARTS],
     };
@@ -387,8 +412,8 @@ mod tests {
     #[test]
     fn the_parameter_structs_are_the_headers() {
         use std::mem::{offset_of, size_of};
-        assert_eq!(size_of::<FewParams>(), 24 + 40 + PARTS * (8 + 64));
-        assert_eq!(offset_of!(FewParams, out), 64);
+        assert_eq!(size_of::<FewParams>(), 24 + 48 + PARTS * (8 + 64));
+        assert_eq!(offset_of!(FewParams, out), 72);
         assert_eq!((size_of::<QuantizeRows>(), size_of::<HalveRows>()), (40, 32));
         assert_eq!((size_of::<Product>(), offset_of!(Product, tokens)), (88, 80));
     }

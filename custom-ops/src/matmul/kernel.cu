@@ -81,10 +81,43 @@ DEVICE void fetch_x(const MatmulParams& p, const Activations& a, uint32_t first_
     }
 }
 
-// Up to 8 NT tokens, eight to a matrix product.
+// Bytes of all tokens, in the order of `quantize_rows`: those of a block of 32 columns and its scales are
+// `8 NT` tokens together.
+struct Quantized {
+    const uint2* quants;
+    const float2* scales;
+};
+
+// The quants and scales of the block's columns, or groups, copied to shared memory in the background. What
+// is missing of the last piece has zero weights, which want a number as scale.
+template <uint32_t NT>
+DEVICE Quantized stage_x(const MatmulParams& p, unsigned char* shared, uint32_t first_group, const Columns& columns) {
+    const uint32_t blocks = p.w[0].cols / 32u, from = first_group * blocks + columns.first / 32u;
+    const uint32_t count = p.groups == 1u ? columns.count / 32u : min(p.x_groups, p.groups - first_group) * blocks;
+    const uint32_t room = (p.x_groups * p.block_cols / 32u + 7u) / 8u * 8u;
+    uint4* quants = reinterpret_cast<uint4*>(shared);
+    uint4* scales = quants + room * (NT * 16u);
+    const uint4* quants_from = reinterpret_cast<const uint4*>(p.quants) + from * (NT * 16u);
+    const uint4* scales_from = reinterpret_cast<const uint4*>(p.scales) + from * (NT * 2u);
+    for (uint32_t i = threadIdx.x; i < count * (NT * 16u); i += blockDim.x) copy16_async(quants + i, quants_from + i);
+    for (uint32_t i = threadIdx.x; i < room * (NT * 2u); i += blockDim.x) {
+        const bool there = i < count * (NT * 2u);
+        copy16_async_or_zero(scales + i, there ? scales_from + i : scales_from, there);
+    }
+    copy_commit();
+    return {reinterpret_cast<const uint2*>(quants), reinterpret_cast<const float2*>(scales)};
+}
+
+// Where a block's tile keeps value `token · 16 + row`: so that the lanes of a product, which have rows
+// of every other token, write to different banks.
+DEVICE uint32_t sum_at(uint32_t value) { return value ^ (value >> 5 & 1u) << 3 ^ (value >> 6 & 1u) << 4; }
+
+// Up to 8 NT tokens, eight to a matrix product. `x` is that of the first block of the piece, `there` how
+// many blocks of x there are from it on.
 template <uint32_t NT>
 DEVICE void multiply_many(const MatmulParams& p, Piece& piece, const Source& next, bool f16, uint32_t index,
-                          uint32_t blocks, uint32_t group, float (&sum)[NT][4]) {
+                          uint32_t blocks, uint32_t group, const Quantized& x_quants, uint32_t there,
+                          float (&sum)[NT][4]) {
     const uint32_t lane = lane_id(), g = lane / 4u, t = lane % 4u;
     if (f16) {
         const uint32_t width = p.groups * p.w[0].cols;
@@ -119,19 +152,18 @@ DEVICE void multiply_many(const MatmulParams& p, Piece& piece, const Source& nex
             }
         }
     } else {
-        const uint32_t first = group * blocks;
 #pragma unroll
         for (uint32_t i = 0; i < 8; i++) {
-            const uint32_t block = min(index * 8u + i, blocks - 1u);
+            const uint32_t block = min(i, there - 1u);
             const uint4 q = piece.q[i];
             piece.q[i] = fetch(next, i);
             const uint32_t a[4] = {q.x, q.y, q.z, q.w};
             const float2 w = unpack_f16x2(word(piece.s[i / 4u], i % 4u));
 #pragma unroll
             for (uint32_t n = 0; n < NT; n++) {
-                const uint32_t at_block = (first + block) * (8u * NT) + n * 8u;
-                const uint2 b = reinterpret_cast<const uint2*>(p.quants)[(at_block + g) * 4u + t];
-                const float2 scale = reinterpret_cast<const float2*>(p.scales)[at_block / 2u + t];
+                const uint32_t eight = block * NT + n;
+                const uint2 b = x_quants.quants[eight * 32u + lane];
+                const float2 scale = x_quants.scales[eight * 4u + t];
                 int32_t c[4];
                 mma_m16n8k32_s8(c, a, b.x, b.y);
                 sum[n][0] = fmaf(static_cast<float>(c[0]), w.x * scale.x, sum[n][0]);
@@ -149,7 +181,7 @@ DEVICE void multiply_many(const MatmulParams& p, Piece& piece, const Source& nex
 }
 
 // NT is 0 for one token, else the number of eights.
-template <uint32_t NT>
+template <uint32_t NT, bool STAGED>
 DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
     constexpr uint32_t TOKENS = NT == 0 ? 1u : 8u * NT;
     const uint32_t warp = warp_id(), lane = lane_id(), g = lane / 4u, t = lane % 4u;
@@ -179,6 +211,15 @@ DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
         x = activations(p, shared);
         sums = x.sums;
         fetch_x(p, x, first_group, columns);
+        __syncthreads();
+    }
+    // Of many tokens: in shared memory from this block's first column on, or in global memory.
+    Quantized many = {reinterpret_cast<const uint2*>(p.quants), reinterpret_cast<const float2*>(p.scales)};
+    if constexpr (STAGED) {
+        many = stage_x<NT>(p, shared, first_group, columns);
+        const uint32_t room = (p.x_groups * p.block_cols / 32u + 7u) / 8u * 8u;
+        sums = reinterpret_cast<float*>(shared + room * (NT * 288u));
+        copy_wait<0>();
         __syncthreads();
     }
 
@@ -212,7 +253,11 @@ DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
                     sum[0][0] = two[0];
                     sum[0][1] = two[1];
                 } else {
-                    multiply_many<NT>(p, now, next, f16, from + current, cols / 32u, group, sum);
+                    const uint32_t block = STAGED ? (group - first_group) * (cols / 32u) + current * 8u
+                                                  : group * (cols / 32u) + (from + current) * 8u;
+                    const uint32_t there = STAGED ? 8u : cols / 32u - min((from + current) * 8u, cols / 32u - 1u);
+                    const Quantized of_piece = {many.quants + block * (NT * 32u), many.scales + block * (NT * 4u)};
+                    multiply_many<NT>(p, now, next, f16, from + current, cols / 32u, group, of_piece, there, sum);
                 }
             } while (more);
             float* to = sums + (round * MATMUL_WARPS + warp) * (16u * TOKENS);
@@ -229,7 +274,7 @@ DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
                 for (uint32_t n = 0; n < NT; n++) {
 #pragma unroll
                     for (uint32_t i = 0; i < 4; i++) {
-                        to[(n * 8u + 2u * t + i % 2u) * 16u + g + 8u * (i / 2u)] = sum[n][i];
+                        to[sum_at((n * 8u + 2u * t + i % 2u) * 16u + g + 8u * (i / 2u))] = sum[n][i];
                     }
                 }
             }
@@ -240,7 +285,7 @@ DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
             const uint32_t tile_here = i / (16u * TOKENS), value = i % (16u * TOKENS);
             float s = 0.0f;
             for (uint32_t b = 0; b < size; b++) {
-                const float* from = cluster_shared(sums, b) + tile_here * p.split * (16u * TOKENS) + value;
+                const float* from = cluster_shared(sums, b) + tile_here * p.split * (16u * TOKENS) + (NT == 0 ? value : sum_at(value));
                 for (uint32_t w = 0; w < p.split; w++) s += from[w * (16u * TOKENS)];
             }
             const Tile tile = find_tile(p, start + tile_here);
@@ -257,19 +302,31 @@ DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
 
 KERNEL(matmul_1, MatmulParams, 512) {
     SHARED(unsigned char, shared);
-    matmul_few<0>(p, shared);
+    matmul_few<0, false>(p, shared);
 }
 KERNEL(matmul_8, MatmulParams, 512) {
     SHARED(unsigned char, shared);
-    matmul_few<1>(p, shared);
+    if (p.staged) {
+        matmul_few<1, true>(p, shared);
+    } else {
+        matmul_few<1, false>(p, shared);
+    }
 }
 KERNEL(matmul_16, MatmulParams, 512) {
     SHARED(unsigned char, shared);
-    matmul_few<2>(p, shared);
+    if (p.staged) {
+        matmul_few<2, true>(p, shared);
+    } else {
+        matmul_few<2, false>(p, shared);
+    }
 }
 KERNEL(matmul_32, MatmulParams, 512) {
     SHARED(unsigned char, shared);
-    matmul_few<4>(p, shared);
+    if (p.staged) {
+        matmul_few<4, true>(p, shared);
+    } else {
+        matmul_few<4, false>(p, shared);
+    }
 }
 
 // A warp makes four blocks of 32 columns of a row at a time.

@@ -10,7 +10,7 @@ use candle_ds4_ops::{
 use rand::rngs::StdRng;
 use rand::Rng;
 
-use crate::{compare, normal, random, refused, Place};
+use crate::{compare, everywhere, normal, random, refused, Place};
 
 /// Activations as signed bytes with a scale for 32: half a percent of a product of random numbers, and
 /// of a thousand products the worst.
@@ -226,6 +226,54 @@ fn one_token_of_the_two_bit_model() {
             let (routed, shared) = (mlp(&routed), shared.as_deref().map(mlp));
             Ok(vec![routed_experts(&x, &router, choice, 1.5, routed, shared, 1.5, ws)?])
         });
+    }
+}
+
+/// Items of one pair, of two and of four, tokens for one, two and four products of eight.
+#[test]
+fn few_tokens_of_the_two_bit_model() {
+    let mut rng = random();
+    let routed = network(&mut rng, [Format::Iq2Xxs, Format::Q2K], 5, 4096, 2048);
+    let shared = network(&mut rng, [Format::Q8_0; 2], 1, 4096, 256);
+    for (tokens, k, with_shared) in
+        [(2, 2, true), (5, 1, false), (8, 1, true), (17, 1, true), (32, 1, true)]
+    {
+        let shared = with_shared.then(|| shared.clone());
+        let mut mixture = Mixture::new(&mut rng, routed.clone(), shared, tokens, k);
+        if tokens == 32 {
+            // All of them want the same one.
+            mixture.ids = (mixture.ids.zeros_like().unwrap() + 3.0).unwrap();
+        }
+        compare(&format!("{tokens} tokens"), 2.0 * BYTES, |place, ws| mixture.run(place, ws));
+    }
+}
+
+/// What is no number, and what comes of an expert that is not there, stays so, and in its token.
+#[test]
+fn a_few_tokens_that_are_no_numbers() {
+    let mut rng = random();
+    let routed = network(&mut rng, [Format::Iq2Xxs, Format::Q2K], 2, 4096, 2048);
+    let shared = network(&mut rng, [Format::Q8_0; 2], 1, 4096, 256);
+    let good = Mixture::new(&mut rng, routed, Some(shared), 4, 2);
+    let mut ids = good.ids.flatten_all().unwrap().to_vec1::<u32>().unwrap();
+    let mut x = good.x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    ids[2] = 2;
+    x[3 * 4096 + 77] = f32::NAN;
+    let odd = Mixture {
+        ids: Tensor::from_vec(ids, (4, 2), &Device::Cpu).unwrap(),
+        x: Tensor::from_vec(x, (4, 4096), &Device::Cpu).unwrap(),
+        routed: good.routed.clone(),
+        shared: good.shared.clone(),
+        weights: good.weights.clone(),
+    };
+    let rows = |outputs: &[Tensor]| outputs[0].to_vec2::<f32>().unwrap();
+    for (good, odd) in everywhere(|place, ws| good.run(place, ws))
+        .iter()
+        .zip(&everywhere(|place, ws| odd.run(place, ws)))
+    {
+        let (good, odd) = (rows(good), rows(odd));
+        assert!(odd[1].iter().chain(&odd[3]).all(|v| v.is_nan()));
+        assert_eq!((&odd[0], &odd[2]), (&good[0], &good[2]));
     }
 }
 

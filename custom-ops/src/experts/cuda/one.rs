@@ -2,11 +2,11 @@
 
 use candle_core::{DType, Result};
 
-use super::cuda::TABLE_BYTES;
-use super::one::{One, Route};
-use super::Mlp;
+use super::TABLE_BYTES;
 use crate::blocks::Format;
 use crate::device::cuda::{Address, Kernel, Launch, Target, Weight};
+use crate::experts::one::{One, Route};
+use crate::experts::Mlp;
 use crate::router::cuda::Routing;
 
 /// What the kernels are made for: columns of gate and up, columns of down, slots.
@@ -51,11 +51,11 @@ struct Down {
 }
 
 /// A weight that is not there.
-const NO_WEIGHT: Weight =
+pub(super) const NO_WEIGHT: Weight =
     Weight { plane: [Address::NULL; 3], stride: [0; 3], format: 0, stack: 0, rows: 0, cols: 0 };
 
 /// Whether the kernels are for these experts, `k` a token.
-pub(super) fn fits(routed: Mlp, shared: Option<Mlp>, k: usize) -> bool {
+pub(in crate::experts) fn fits(routed: Mlp, shared: Option<Mlp>, k: usize) -> bool {
     let Mlp { gate, up, down } = routed;
     let formats = [gate.format(), up.format(), down.format()];
     let routed = formats == [Format::Iq2Xxs, Format::Iq2Xxs, Format::Q2K]
@@ -67,7 +67,7 @@ pub(super) fn fits(routed: Mlp, shared: Option<Mlp>, k: usize) -> bool {
     routed && shared && (1..=SLOTS).contains(&k)
 }
 
-pub(super) fn one(op: &One, out: Target) -> Result<()> {
+pub(in crate::experts) fn one(op: &One, out: Target) -> Result<()> {
     let name = "experts";
     let out = out.of(name, DType::F32)?;
     let gpu = out.gpu();
