@@ -71,18 +71,10 @@ struct Few {
                cols >= 4096 * shape.cluster) {
             shape.cluster *= 2;
         }
-        const uint32_t round_bytes = 16 * 16 * padded * 4, limit = 227 * 1024;
-        const bool stage = padded > 1 && p.has_q8_0;
-        const auto columns_of = [&](uint32_t cluster) { return cluster == 1 ? cols : (cols / cluster + 255) / 256 * 256; };
-        const auto staged_bytes = [&](uint32_t cluster, uint32_t x_groups) {
-            return (x_groups * columns_of(cluster) + 255) / 256 * 8 * 36 * padded;
-        };
-        const auto fits = [&](uint32_t bytes) { return bytes + round_bytes <= limit; };
-        if (groups == 1 && stage && !fits(staged_bytes(shape.cluster, 1)) && fits(staged_bytes(2, 1))) shape.cluster = 2;
-        p.block_cols = columns_of(shape.cluster);
+        p.block_cols = shape.cluster == 1 ? cols : (cols / shape.cluster + 255) / 256 * 256;
         p.split = split_of(p.block_cols);
         const uint32_t slots = 16 / p.split;
-        shape.x = std::max(1u, std::min(multiprocessors() / shape.cluster, (tiles + slots - 1) / slots));
+        shape.x = std::min(multiprocessors(), (tiles + slots - 1) / slots);
         shape.threads = 512;
         uint32_t most = (tiles + shape.x - 1) / shape.x;
         p.x_groups = 1;
@@ -96,9 +88,12 @@ struct Few {
                 p.x_groups = 1;
             }
         }
-        p.staged = stage && g_stage && fits(staged_bytes(shape.cluster, p.x_groups)) && (groups == 1 || cols % 256 == 0);
         most = (tiles + shape.x - 1) / shape.x;
-        const uint32_t of_stage = p.staged ? staged_bytes(shape.cluster, p.x_groups) : 0;
+        const uint32_t round_bytes = 16 * 16 * padded * 4, limit = 227 * 1024;
+        const uint32_t all = (p.x_groups * p.block_cols + 255) / 256 * 8 * 36 * padded;
+        p.staged = g_stage && p.has_q8_0 && (padded > 8 || (padded == 8 && most > slots)) && all + round_bytes <= limit &&
+                   (groups == 1 || cols % 256 == 0);
+        const uint32_t of_stage = p.staged ? all : 0;
         p.rounds = std::max(1u, std::min((most + slots - 1) / slots, std::min(128u * 1024u, limit - of_stage) / round_bytes));
         shape.x *= shape.cluster;
         shape.shared = p.rounds * round_bytes + of_stage;

@@ -163,27 +163,16 @@ impl Few {
         {
             cluster *= 2;
         }
-        let columns_of = |cluster| match cluster {
+        let block_cols = match cluster {
             1 => cols,
             n => cols.div_ceil(n).next_multiple_of(256),
         };
-        // Many tokens of many columns: so that a block's fit into shared memory.
-        let round_bytes = WARPS * 16 * padded * 4;
-        let stage = padded > 1 && has(Format::Q8_0);
-        let staged_bytes = |cluster, x_groups: usize| {
-            (x_groups * columns_of(cluster)).next_multiple_of(256) / 32 * 36 * padded
-        };
-        let fits = |bytes| bytes + round_bytes <= gpu.shared_bytes();
-        if clusters && stage && !fits(staged_bytes(cluster, 1)) && fits(staged_bytes(2, 1)) {
-            cluster = 2;
-        }
-        let block_cols = columns_of(cluster);
         let mut split = 1;
         while split < WARPS && 2 * split <= block_cols / 256 {
             split *= 2;
         }
         let slots = WARPS / split;
-        let mut blocks = tiles.div_ceil(slots).min(processors / cluster).max(1);
+        let mut blocks = tiles.div_ceil(slots).min(processors).max(1);
         let of_group = (weights.first().map_or(0, |w| w.rows()) / groups / 16).max(1);
         let mut x_groups = match groups {
             1 => 1,
@@ -196,9 +185,14 @@ impl Few {
                 (blocks, x_groups) = (groups * of_each, 1);
             }
         }
-        let staged_bytes = staged_bytes(cluster, x_groups);
-        let staged = stage && fits(staged_bytes) && (groups == 1 || cols.is_multiple_of(256));
+        // Activations in shared memory, where they fit: eight tokens' only if they are used again.
         let most = tiles.div_ceil(blocks);
+        let round_bytes = WARPS * 16 * padded * 4;
+        let staged_bytes = (x_groups * block_cols).next_multiple_of(256) / 32 * 36 * padded;
+        let staged = has(Format::Q8_0)
+            && (padded > 8 || padded == 8 && most > slots)
+            && staged_bytes + round_bytes <= gpu.shared_bytes()
+            && (groups == 1 || cols.is_multiple_of(256));
         let staged_bytes = if staged { staged_bytes } else { 0 };
         let room = SUMS_BYTES.min(gpu.shared_bytes().saturating_sub(staged_bytes));
         let rounds = most.div_ceil(slots).min(room / round_bytes).max(1);
