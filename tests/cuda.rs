@@ -218,3 +218,38 @@ fn a_batch_is_its_sequences() {
         }
     });
 }
+
+/// Four layers of the full model's shape, one of each kind and more: a prompt long enough that rows are
+/// chosen, then single tokens. Takes a minute, 8 GB of disk, and as much memory on the host and on the GPU:
+///
+///     ./cuda-… --ignored --nocapture four_layers
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "writes 8 GB"]
+fn four_layers_of_the_full_shape() {
+    use candle_ds4::quantize::{synth, Recipe, Synth};
+
+    const PROMPT: usize = 2080;
+    const SINGLE: usize = 16;
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("four.gguf");
+    let what = Synth::first_layers(4, Recipe::Q2).unwrap();
+    synth(&what, &file, &mut |_| std::ops::ControlFlow::Continue(())).unwrap();
+    let gguf = Gguf::open(&file).unwrap();
+    let tokens: Vec<u32> = (0..(PROMPT + SINGLE) as u32).map(|i| i * 7919 % 129_280).collect();
+    let scores_of = |device: &Device| {
+        let model = Model::load(&gguf, device).unwrap();
+        let ws = Workspace::new(device);
+        let mut cache = model.new_cache().unwrap();
+        let mut all = Vec::new();
+        for tokens in [&tokens[..PROMPT]].into_iter().chain(tokens[PROMPT..].chunks(1)) {
+            let input = Input { tokens, cache: &mut cache };
+            all.extend(scores(model.forward(&mut [input], Logits::Last, &ws).unwrap()));
+        }
+        all
+    };
+    let want = scores_of(&Device::Cpu);
+    let got = scores_of(&candle_ds4::ops::device::cuda::open(0).unwrap());
+    same("four layers", &got, &want);
+}

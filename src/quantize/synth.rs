@@ -17,6 +17,8 @@ use crate::tokenizer;
 
 /// Bytes that are drawn at a time.
 const CHUNK: usize = 4 << 20;
+/// Layers of DeepSeek V4 Flash.
+const LAYERS: u32 = 43;
 
 /// What to make.
 #[derive(Clone, Debug)]
@@ -36,7 +38,16 @@ impl Synth {
     /// # Errors
     /// None that is known: the numbers are fixed.
     pub fn flash(recipe: Recipe) -> Result<Self> {
-        Ok(Self { metadata: flash()?, recipe, distinct_layers: None })
+        Self::first_layers(LAYERS, recipe)
+    }
+
+    /// The first layers of DeepSeek V4 Flash: two that see a window only, then sparse and heavy ones in
+    /// turn.
+    ///
+    /// # Errors
+    /// As [`Synth::flash`].
+    pub fn first_layers(layers: u32, recipe: Recipe) -> Result<Self> {
+        Ok(Self { metadata: flash(layers)?, recipe, distinct_layers: None })
     }
 
     /// Tensors, types and sizes.
@@ -202,17 +213,16 @@ impl Random {
     }
 }
 
-/// The metadata of DeepSeek V4 Flash, with a vocabulary of single bytes and the control tokens that
+/// The metadata of DeepSeek V4 Flash's first layers, with a vocabulary of single bytes and the control tokens that
 /// prompts need; the other numbers have placeholders.
-fn flash() -> Result<Metadata> {
-    const LAYERS: u32 = 43;
+fn flash(layers: u32) -> Result<Metadata> {
     const VOCABULARY: usize = 129_280;
     let mut out = Metadata::new();
     out.insert("general.architecture", ARCHITECTURE)?;
     out.insert("general.name", "DeepSeek V4 Flash, random weights")?;
     let mut put = |key: &str, value: Value| out.insert(format!("{ARCHITECTURE}.{key}"), value);
     for (key, value) in [
-        ("block_count", LAYERS),
+        ("block_count", layers),
         ("context_length", 1 << 20),
         ("embedding_length", 4096),
         ("vocab_size", VOCABULARY as u32),
@@ -236,7 +246,7 @@ fn flash() -> Result<Metadata> {
         ("expert_group_count", 0),
         ("expert_group_used_count", 0),
         ("expert_gating_func", 4),
-        ("hash_layer_count", 3),
+        ("hash_layer_count", layers.min(3)),
         ("hyper_connection.count", 4),
         ("hyper_connection.sinkhorn_iterations", 20),
     ] {
@@ -261,8 +271,8 @@ fn flash() -> Result<Metadata> {
         even if even % 2 == 0 => 4,
         _ => 128,
     };
-    put("attention.compress_ratios", (0..LAYERS).map(ratio).collect::<Vec<u32>>().into())?;
-    put("swiglu_clamp_exp", vec![10f32; LAYERS as usize].into())?;
+    put("attention.compress_ratios", (0..layers).map(ratio).collect::<Vec<u32>>().into())?;
+    put("swiglu_clamp_exp", vec![10f32; layers as usize].into())?;
 
     let control = [
         tokenizer::BOS,
