@@ -4,10 +4,12 @@
 //     g++ -std=c++17 -O1 -g -fsanitize=address,undefined -DCUDA_EMULATOR -x c++ main.cu && ./a.out
 #include "../../custom-ops/src/attention/kernel.cu"
 #include "../../custom-ops/src/attention/kernel_prefill.cu"
+#include "../../custom-ops/src/attention/kernel_prefill_wgmma.cu"
 #include "../../custom-ops/src/experts/kernel_grouped.cu"
 #include "../../custom-ops/src/experts/kernel_groups.cu"
 #include "../../custom-ops/src/experts/kernel_one.cu"
 #include "../../custom-ops/src/indexer/kernel.cu"
+#include "../../custom-ops/src/indexer/kernel_scores_wgmma.cu"
 #include "../../custom-ops/src/matmul/kernel.cu"
 #include "../../custom-ops/src/matmul/kernel_gemm.cu"
 #include "../../custom-ops/src/matmul/kernel_plain.cu"

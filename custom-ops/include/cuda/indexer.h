@@ -38,5 +38,7 @@ struct IndexerSelectParams {
 
 // Shared memory of `indexer_scores_*`: queries of two tokens, their weights.
 #define INDEXER_SCORES_SHARED (2u * (64u * 320u + 64u * 4u))
+// Shared memory of `indexer_scores_wgmma`: queries of four tokens, their weights.
+#define INDEXER_SCORES_WGMMA_SHARED (4u * (64u * 256u + 64u * 4u))
 // Shared memory of `indexer_select`.
 #define INDEXER_SELECT_SHARED(cached, words) (((cached) + 2048u + 64u + 2u * (words)) * 4u)
