@@ -116,10 +116,26 @@ DEVICE void gate_wait(uint64_t* gate, uint32_t parity, emulator::Site site = emu
     emulator::wait_until([=] { return (*gate >> 32 & 1) != parity; }, site);
 }
 
+namespace cuda_emulator {
+
+/// Registers that threads of a block have given back, of those that each had in the beginning.
+struct Pool {
+    int of_thread = int(65536 / emulator::block_extent().count() / 8 * 8), free = 0;
+};
+
+}  // namespace cuda_emulator
+
 template <int N>
-DEVICE void registers_give_back() {}
+DEVICE void registers_give_back() {
+    auto& pool = emulator::block_state<cuda_emulator::Pool>();
+    pool.free += pool.of_thread - N;
+}
 template <int N>
-DEVICE void registers_take() {}
+DEVICE void registers_take(emulator::Site site = emulator::Site::here()) {
+    auto& pool = emulator::block_state<cuda_emulator::Pool>();
+    emulator::wait_until([&pool] { return pool.free >= N - pool.of_thread; }, site);
+    pool.free -= N - pool.of_thread;
+}
 
 DEVICE uint32_t e4m3x2_to_f16x2(uint32_t codes) {
     const auto half = [](uint32_t code) -> uint32_t {

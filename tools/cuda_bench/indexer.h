@@ -51,6 +51,15 @@ inline void run_select(IndexerSelectParams p, uint32_t tokens, uint32_t cluster,
     LAUNCH(indexer_select, shape, p);
 }
 
+inline void run_select_few(const IndexerSelectParams& p, uint32_t tokens, uint32_t cluster) {
+    Shape shape;
+    shape.x = tokens * cluster;
+    shape.threads = 1024;
+    shape.cluster = cluster;
+    shape.shared = INDEXER_SELECT_FEW_SHARED;
+    LAUNCH(indexer_select_few, shape, p);
+}
+
 inline void check_indexer_of(const std::string& what, const std::vector<std::pair<uint32_t, uint32_t>>& each, uint32_t heads,
                              uint32_t format, uint32_t ratio, uint32_t k) {
     const Sequences batch(each);
@@ -105,11 +114,11 @@ inline void check_indexer_of(const std::string& what, const std::vector<std::pai
         report("indexer scores " + what + (how == Scores::By256 ? ", 256 keys a block" : how == Scores::By128 ? ", 128 keys a block" : ", by warpgroups"), exact);
         // Scores are exact, so that one kind of them is enough for a selection.
         for (uint32_t cluster : {1u, 2u, 8u}) {
-            for (uint32_t cached : {32u, 4096u}) {
+            for (uint32_t cached : {0u, 32u, 4096u}) {  // 0: few rows, in registers
                 if (how != Scores::By128) continue;
                 Buffer<uint32_t> out(size_t(tokens) * k);
                 IndexerSelectParams p = {scores.get(), out.get(), batch.batch(), stride, k, ratio, first, 0, 0};
-                run_select(p, slice, cluster, most, cached);
+                if (cached == 0) run_select_few(p, slice, cluster); else run_select(p, slice, cluster, most, cached);
                 auto chosen = out.download();
                 std::fill(chosen.begin(), chosen.begin() + first * k, 0xffffffffu);
                 report("indexer select " + what + ", cluster of " + std::to_string(cluster) + ", " + std::to_string(cached) + " cached", chosen == want);

@@ -10,6 +10,7 @@
 #include "../../custom-ops/src/experts/kernel_one.cu"
 #include "../../custom-ops/src/indexer/kernel.cu"
 #include "../../custom-ops/src/indexer/kernel_scores_wgmma.cu"
+#include "../../custom-ops/src/indexer/kernel_select_few.cu"
 #include "../../custom-ops/src/matmul/kernel.cu"
 #include "../../custom-ops/src/matmul/kernel_gemm.cu"
 #include "../../custom-ops/src/matmul/kernel_plain.cu"

@@ -233,8 +233,13 @@ inline void time_indexer() {
                 row(name + "scores", us, keys * 68.0, law(keys * 68.0) + 1);
             }
             const IndexerSelectParams select = {random.get(), out.get(), batch.batch(), keys, 512, 4, 0, 0, 0};
+            for (uint32_t cluster : {1u, 2u, 4u, 8u}) {
+                if (keys / cluster > INDEXER_SELECT_FEW) continue;
+                const double us2 = microseconds(tokens > 1 ? 4 : 60, [&](uint32_t) { run_select_few(select, tokens, cluster); });
+                row(name + "select few, cluster of " + std::to_string(cluster), us2, keys * 4.0 * tokens, keys <= 8192 ? 6.4 : 13);
+            }
             for (uint32_t cluster : {1u, 2u, 8u}) {
-                if (keys / cluster > 40960) continue;
+                if (keys / cluster > 40960 || (tokens > 256 && cluster > 1)) continue;
                 const double us2 = microseconds(tokens > 1 ? 4 : 60, [&](uint32_t) { run_select(select, tokens, cluster, keys, 45056); });
                 row(name + "select, cluster of " + std::to_string(cluster), us2, keys * 4.0 * tokens, keys <= 8192 ? 6.4 : keys <= 32768 ? 13 : 21.6);
             }

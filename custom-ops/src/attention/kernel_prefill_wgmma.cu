@@ -20,6 +20,10 @@ constexpr uint32_t TILE = ROWS * TILE_ROW;
 constexpr uint32_t TILES = ATTENTION_DIM / 64u;
 constexpr uint32_t STAGES = 2;
 constexpr uint32_t OF_WARP = ROWS / 4u;  // rows of a chunk that a warp brings
+// Registers of a thread that brings rows, and of one that computes. A block begins with 168 for each of 384
+// threads: a warpgroup that takes more than the others leave waits for ever.
+constexpr int BRINGING = 120, COMPUTING = 192;
+static_assert(BRINGING + 2 * COMPUTING <= 3 * 168, "registers of the block");
 
 // Between the warpgroups: which rows of a chunk are there, and whose turn it is.
 struct Control {
@@ -66,7 +70,8 @@ DEVICE void store_codes(const Codes& codes, unsigned char* stage, uint32_t row, 
 template <class F>
 DEVICE void bring_packed(uint64_t address, uint32_t plain, unsigned char* stage, F before_writing) {
     // Opaque, or places in the stage are computed once for all chunks, for which there are no registers.
-    const uint32_t lane = opaque(lane_id()), first = warp_id() % 4u * OF_WARP;
+    const uint32_t lane = opaque(lane_id());
+    stage += warp_id() % 4u * (OF_WARP * TILE_ROW);
     Codes codes[2][4];
     const auto fetch = [&](Codes(&four)[4], uint32_t from) {
 #pragma unroll
@@ -75,7 +80,7 @@ DEVICE void bring_packed(uint64_t address, uint32_t plain, unsigned char* stage,
     const auto store = [&](const Codes(&four)[4], uint32_t from) {
 #pragma unroll
         for (uint32_t i = 0; i < 4; i++) {
-            if ((plain >> (from + i) & 1u) == 0) store_codes(four[i], stage, first + from + i, lane);
+            if ((plain >> (from + i) & 1u) == 0) store_codes(four[i], stage, from + i, lane);
         }
     };
     fetch(codes[0], 0);
@@ -102,7 +107,7 @@ DEVICE void bring_packed(uint64_t address, uint32_t plain, unsigned char* stage,
     for (uint32_t i = 0; i < 4; i++) {
         const uint32_t row = i * 4u + lane / 8u;
         if (plain >> row & 1u) continue;
-        *reinterpret_cast<uint4*>(stage + (TILES - 1u) * TILE + tile_piece(first + row, lane % 8u)) =
+        *reinterpret_cast<uint4*>(stage + (TILES - 1u) * TILE + tile_piece(row, lane % 8u)) =
             make_uint4(bf16x2_to_f16x2(turned[i][0].x), bf16x2_to_f16x2(turned[i][0].y), bf16x2_to_f16x2(turned[i][1].x),
                        bf16x2_to_f16x2(turned[i][1].y));
     }
@@ -113,7 +118,8 @@ DEVICE void bring_packed(uint64_t address, uint32_t plain, unsigned char* stage,
 template <class F>
 DEVICE void bring_plain(uint64_t address, uint32_t plain, unsigned char* stage, F before_writing) {
     // Opaque, or places in the stage are computed once for all chunks, for which there are no registers.
-    const uint32_t lane = opaque(lane_id()), first = warp_id() % 4u * OF_WARP;
+    const uint32_t lane = opaque(lane_id());
+    stage += warp_id() % 4u * (OF_WARP * TILE_ROW);
     for (uint32_t from = 0; from < OF_WARP; from += 4u) {
         uint4 v[4][4];
 #pragma unroll
@@ -130,7 +136,7 @@ DEVICE void bring_plain(uint64_t address, uint32_t plain, unsigned char* stage, 
 #pragma unroll
             for (uint32_t j = 0; j < 4; j++) {
                 unsigned char* tile = stage + (j * 2u + lane / 16u) * TILE;
-                *reinterpret_cast<uint2*>(tile + tile_piece(first + from + i, lane % 16u / 2u) + lane % 2u * 8u) =
+                *reinterpret_cast<uint2*>(tile + tile_piece(from + i, lane % 16u / 2u) + lane % 2u * 8u) =
                     make_uint2(pack_f16x2(f32_from_bits(v[i][j].x), f32_from_bits(v[i][j].y)),
                                pack_f16x2(f32_from_bits(v[i][j].z), f32_from_bits(v[i][j].w)));
             }
@@ -282,10 +288,10 @@ DEVICE void prefill(const AttentionParams& p, unsigned char* shared) {
     __syncthreads();
     const Attending a = attending(p, p.first_token + blockIdx.x);
     if (warp_id() >= 8u) {
-        registers_give_back<128>();
+        registers_give_back<BRINGING>();
         bring_rows(p, a, stages, control);
     } else {
-        registers_take<192>();
+        registers_take<COMPUTING>();
         attend(p, a, blockIdx.y * HEADS, shared, stages, control);
     }
 }

@@ -159,12 +159,6 @@ namespace {
 
 constexpr uint32_t BINS = 2048;
 
-// Whole numbers in the order of the scores, by the total order of floats.
-DEVICE uint32_t rank_of(float score) {
-    const uint32_t bits = f32_bits(score);
-    return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
-}
-
 // The sum over the threads after this one, of 1024; `of_warps` holds 32.
 DEVICE uint32_t sum_after(uint32_t value, uint32_t* of_warps) {
     const uint32_t lane = lane_id(), warp = warp_id();
