@@ -43,6 +43,8 @@ fn decode_shared(chunk: usize) -> usize {
 
 /// `ATTENTION_PREFILL_SHARED`.
 const PREFILL_SHARED: usize = 2 * 64 * 1040 + 64 * 68 * 4 + 64 * 72 * 2 + 64 * 8 + 64 * 4;
+/// `ATTENTION_PREFILL_WGMMA_SHARED`.
+const PREFILL_WGMMA_SHARED: usize = 3 * 64 * 1024 + 64;
 
 pub(super) fn attend(op: &Attend, out: Target) -> Result<()> {
     let name = "attention";
@@ -94,10 +96,16 @@ pub(super) fn attend(op: &Attend, out: Target) -> Result<()> {
 
 fn plan(gpu: &Gpu, tokens: usize, heads: usize) -> Result<(Kernel, Launch)> {
     let room = gpu.shared_bytes();
-    let whole = heads.is_multiple_of(PREFILL_HEADS) && PREFILL_SHARED <= room;
-    if tokens >= PREFILL_TOKENS && whole {
-        let launch = Launch::new(tokens, 512).grid_y(heads / PREFILL_HEADS).shared(PREFILL_SHARED);
-        return Ok((Kernel("attention_prefill"), launch));
+    if tokens >= PREFILL_TOKENS && heads.is_multiple_of(PREFILL_HEADS) {
+        let groups = heads / PREFILL_HEADS;
+        if gpu.warpgroups() && PREFILL_WGMMA_SHARED <= room {
+            let launch = Launch::new(tokens, 384).grid_y(groups).shared(PREFILL_WGMMA_SHARED);
+            return Ok((Kernel("attention_prefill_wgmma"), launch));
+        }
+        if PREFILL_SHARED <= room {
+            let launch = Launch::new(tokens, 512).grid_y(groups).shared(PREFILL_SHARED);
+            return Ok((Kernel("attention_prefill"), launch));
+        }
     }
     let work = tokens * heads.div_ceil(DECODE_HEADS);
     let mut cluster = if gpu.capability() >= (9, 0) { CLUSTER } else { 1 };

@@ -305,5 +305,7 @@ KERNEL(attention_prefill_wgmma, AttentionParams, 384) {
 #if HAS_WARPGROUPS
     SHARED(unsigned char, shared);
     attention_by_warpgroups::prefill(p, shared);
+#else
+    no_warpgroups();
 #endif
 }

@@ -192,5 +192,7 @@ KERNEL(indexer_scores_wgmma, IndexerScoresParams, 512) {
 #if HAS_WARPGROUPS
     SHARED(unsigned char, shared);
     indexer_by_warpgroups::scores(p, shared);
+#else
+    no_warpgroups();
 #endif
 }
