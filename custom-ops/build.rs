@@ -29,7 +29,7 @@ struct Source {
 }
 
 fn main() -> Result<(), Failure> {
-    println!("cargo::rustc-check-cfg=cfg(cuda_kernels)");
+    println!("cargo::rustc-check-cfg=cfg(cuda_kernels, cuda_warpgroups)");
     println!("cargo::rerun-if-changed=build.rs");
     #[cfg(feature = "metal-emulator")]
     metal_emulator::build()?;
@@ -51,6 +51,10 @@ fn main() -> Result<(), Failure> {
         false => sources.iter().map(|_| Vec::new()).collect(),
     };
     write_table(&sources, &modules, &out)?;
+    // Without code of their own, GPUs of compute capability 9.0 have no products of warpgroups.
+    if !cuda || architectures(&nvcc())?.iter().any(|arch| arch.ends_with("code=sm_90a")) {
+        println!("cargo::rustc-cfg=cuda_warpgroups");
+    }
     if emulator {
         compile_for_emulator(&sources, &out)?;
     }

@@ -4,7 +4,7 @@
 #include "../../custom-ops/include/cuda/attention.h"
 #include "kv.h"
 
-enum class How { Decode80, Decode32, Prefill };
+enum class How { Decode80, Decode32, Prefill, Warpgroups };
 
 inline void run_attention(AttentionParams p, How how, uint32_t cluster) {
     Shape shape;
@@ -14,6 +14,14 @@ inline void run_attention(AttentionParams p, How how, uint32_t cluster) {
         shape.threads = 512;
         shape.shared = ATTENTION_PREFILL_SHARED;
         LAUNCH(attention_prefill, shape, p);
+        return;
+    }
+    if (how == How::Warpgroups) {
+        shape.x = p.batch.tokens;
+        shape.y = p.heads / 64;
+        shape.threads = 384;
+        shape.shared = ATTENTION_PREFILL_WGMMA_SHARED;
+        LAUNCH(attention_prefill_wgmma, shape, p);
         return;
     }
     shape.x = p.batch.tokens * ((p.heads + 7) / 8) * cluster;
@@ -110,14 +118,14 @@ inline void check_attention_of(const std::string& what, const std::vector<std::p
         p.top_k = top_k;
         p.scale = scale;
         run_attention(p, how, cluster);
-        const char* name = how == How::Prefill ? "prefill" : how == How::Decode80 ? "decode by 80" : "decode by 32";
+        const char* name = how == How::Prefill ? "prefill" : how == How::Warpgroups ? "warpgroups" : how == How::Decode80 ? "decode by 80" : "decode by 32";
         report("attention " + what + ", " + name + ", cluster of " + std::to_string(cluster), relative_error(out.download(), want), 1e-3);
     }
 }
 
 inline void check_attention() {
     const std::vector<std::pair<How, uint32_t>> few = {{How::Decode80, 1}, {How::Decode80, 2}, {How::Decode80, 8}, {How::Decode32, 1}, {How::Decode32, 4}};
-    const std::vector<std::pair<How, uint32_t>> all = {{How::Prefill, 1}, {How::Decode80, 4}};
+    const std::vector<std::pair<How, uint32_t>> all = {{How::Prefill, 1}, {How::Warpgroups, 1}, {How::Decode80, 4}};
     check_attention_of("first token, 4 heads", {{0, 1}}, 4, 128, 128, ROWS_F32, 0, 0, few);
     check_attention_of("window, 12 heads", {{300, 1}, {5, 2}}, 12, 128, 128, ROWS_F32, 0, 0, few);
     check_attention_of("visible f32", {{129, 2}}, 8, 20, 32, ROWS_F32, 4, 0, few);
@@ -125,5 +133,7 @@ inline void check_attention() {
     check_attention_of("chosen packed", {{250, 2}}, 8, 16, 24, ROWS_FP8, 4, 40, few);
     check_attention_of("64 heads", {{70, 1}}, 64, 24, 32, ROWS_FP8, 4, 0, all);
     check_attention_of("64 heads, chunk", {{0, 3}, {90, 4}}, 64, 24, 32, ROWS_FP8, 4, 15, all);
+    check_attention_of("64 heads, many rows", {{500, 2}, {2, 1}}, 64, 128, 128, ROWS_FP8, 2, 0, all);
+    check_attention_of("128 heads, choices", {{900, 2}, {50, 1}}, 128, 128, 130, ROWS_FP8, 2, 200, all);
     check_attention_of("64 heads, f32", {{3, 2}}, 64, 24, 32, ROWS_F32, 2, 0, all);
 }

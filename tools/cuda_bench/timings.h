@@ -197,10 +197,14 @@ inline void time_attention_of(const char* name, uint32_t position, uint32_t toke
     p.ratio = ratio;
     p.top_k = top_k;
     p.scale = 0.044f;
-    const double rows = std::min(position + 1, 128u) + double(top_k ? top_k : (position + 1) / ratio);
+    const uint32_t middle = position + (tokens + 1) / 2;
+    const double rows = std::min(middle, 128u) + double(top_k ? top_k : middle / ratio);
     if (tokens >= 16) {
-        const double us = microseconds(3, [&](uint32_t) { run_attention(p, How::Prefill, 1); });
-        row_flops(std::string(name) + ", " + std::to_string(tokens) + " tokens", us, 4.0 * tokens * rows * 64 * 512);
+        for (const How how : {How::Warpgroups, How::Prefill}) {
+            const double us = microseconds(3, [&](uint32_t) { run_attention(p, how, 1); });
+            row_flops(std::string(name) + ", " + std::to_string(tokens) + " tokens" + (how == How::Warpgroups ? ", by warpgroups" : ""), us,
+                      4.0 * tokens * rows * 64 * 512);
+        }
         return;
     }
     for (uint32_t cluster : {8u, 4u, 1u}) {
@@ -216,15 +220,18 @@ inline void time_attention() {
     time_attention_of("640 rows chosen", 32767, 1, 4, 512, 7.7);
     time_attention_of("1152 rows", 131071, 1, 128, 0, 13);
     time_attention_of("8320 rows", 1048575, 1, 128, 0, 80);
-    time_attention_of("640 rows chosen", 32767, 512, 4, 512, 0);
-    time_attention_of("144 rows", 2047, 512, 128, 0, 0);
+    for (uint32_t tokens : {512u, 4096u}) {
+        time_attention_of("640 rows chosen", 32767, tokens, 4, 512, 0);
+        time_attention_of("144 rows", 2047, tokens, 128, 0, 0);
+        time_attention_of("384 rows", 32767, tokens, 128, 0, 0);
+    }
 }
 
 inline void time_indexer() {
     printf("== indexer, 64 heads, keys of 68 bytes\n");
-    for (uint32_t keys : {512u, 8192u, 32768u, 262144u}) {
-        for (uint32_t tokens : {1u, 256u}) {
-            if (keys > 32768 && tokens > 1) continue;
+    for (uint32_t keys : {512u, 1024u, 8192u, 32768u, 262144u}) {
+        for (uint32_t tokens : {1u, 256u, 4096u}) {
+            if ((keys > 32768 && tokens > 1) || keys * 4 < tokens) continue;
             const uint32_t position = keys * 4 - tokens;
             const Sequences batch({{position, tokens}});
             const Lists lists(ROWS_FP4, 128, 256, {keys}, false);
@@ -235,12 +242,27 @@ inline void time_indexer() {
             const IndexerScoresParams p = {q.get(), weights.get(), scores.get(), batch.batch(), lists.rows(), keys, 64, 4, 0, tokens, tokens > 1 ? 32u : 1u};
             const uint32_t tile = tokens > 1 ? 256 : 128, groups = (tokens + p.of_block - 1) / p.of_block;
             const uint32_t blocks = std::min((keys + tile - 1) / tile, (4 * multiprocessors() + groups - 1) / groups);
-            const double us = microseconds(tokens > 1 ? 4 : 60, [&](uint32_t) { run_scores(p, tokens > 1, blocks); });
             const std::string name = std::to_string(keys) + " keys, " + std::to_string(tokens) + " tokens: ";
-            row(name + "scores", us, keys * 68.0, law(keys * 68.0) + 1);
+            const Scores how = tokens > 1 ? Scores::By256 : Scores::By128;
+            const double us = microseconds(tokens > 1 ? 4 : 60, [&](uint32_t) { run_scores(p, how, blocks); });
+            const double flops = 2.0 * 64 * 128 * tokens * keys;
+            if (tokens > 1) {
+                row_flops(name + "scores", us, flops);
+                IndexerScoresParams by_warpgroups = p;
+                by_warpgroups.of_block = tokens_of_block(tokens, keys);
+                const double us2 = microseconds(4, [&](uint32_t) { run_scores(by_warpgroups, Scores::Warpgroups, (keys + 255) / 256); });
+                row_flops(name + "scores by warpgroups, " + std::to_string(by_warpgroups.of_block) + " a block", us2, flops);
+            } else {
+                row(name + "scores", us, keys * 68.0, law(keys * 68.0) + 1);
+            }
             const IndexerSelectParams select = {random.get(), out.get(), batch.batch(), keys, 512, 4, 0, 0, 0};
+            for (uint32_t cluster : {1u, 2u, 4u, 8u}) {
+                if (keys / cluster > INDEXER_SELECT_FEW) continue;
+                const double us2 = microseconds(tokens > 1 ? 4 : 60, [&](uint32_t) { run_select_few(select, tokens, cluster); });
+                row(name + "select few, cluster of " + std::to_string(cluster), us2, keys * 4.0 * tokens, keys <= 8192 ? 6.4 : 13);
+            }
             for (uint32_t cluster : {1u, 2u, 8u}) {
-                if (keys / cluster > 40960) continue;
+                if (keys / cluster > 40960 || (tokens > 256 && cluster > 1)) continue;
                 const double us2 = microseconds(tokens > 1 ? 4 : 60, [&](uint32_t) { run_select(select, tokens, cluster, keys, 45056); });
                 row(name + "select, cluster of " + std::to_string(cluster), us2, keys * 4.0 * tokens, keys <= 8192 ? 6.4 : keys <= 32768 ? 13 : 21.6);
             }

@@ -41,3 +41,5 @@ struct AttentionParams {
     ((chunk) * 1040u + 2u * 8u * 1040u + 8u * ((chunk) + 8u) * 2u + 8u * (chunk) * 8u * 4u + (chunk) * 8u + 96u)
 // Shared memory of `attention_prefill`.
 #define ATTENTION_PREFILL_SHARED (2u * 64u * 1040u + 64u * 68u * 4u + 64u * 72u * 2u + 64u * 8u + 64u * 4u)
+// Shared memory of `attention_prefill_wgmma`: queries, two chunks of rows, gates.
+#define ATTENTION_PREFILL_WGMMA_SHARED (64u * 1024u + 2u * 64u * 1024u + 64u)

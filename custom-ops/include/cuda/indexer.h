@@ -38,5 +38,10 @@ struct IndexerSelectParams {
 
 // Shared memory of `indexer_scores_*`: queries of two tokens, their weights.
 #define INDEXER_SCORES_SHARED (2u * (64u * 320u + 64u * 4u))
+// Shared memory of `indexer_scores_wgmma`: queries of four tokens, their weights.
+#define INDEXER_SCORES_WGMMA_SHARED (4u * (64u * 256u + 64u * 4u))
 // Shared memory of `indexer_select`.
 #define INDEXER_SELECT_SHARED(cached, words) (((cached) + 2048u + 64u + 2u * (words)) * 4u)
+// Rows of a block of `indexer_select_few` at most, and its shared memory.
+#define INDEXER_SELECT_FEW 8192u
+#define INDEXER_SELECT_FEW_SHARED ((3u * 2048u + 32u + 4u + 4u * 256u) * 4u)

@@ -38,8 +38,15 @@ DEVICE Attending attending(const AttentionParams& p, uint32_t token) {
     return a;
 }
 
+// Which compressed row is row `i` of the token; of rows of the window, anything.
+DEVICE uint32_t row_index(const AttentionParams& p, const Attending& a, uint32_t i) {
+    const uint32_t index = i - a.of_window;
+    if (p.chosen == nullptr || i < a.of_window || i >= a.count) return index;
+    return p.chosen[static_cast<uint64_t>(a.token) * p.top_k + index];
+}
+
 // Address of row `i` of the token, with bit 0 set if it is packed; 0 if there is none.
-DEVICE uint64_t row_address(const AttentionParams& p, const Attending& a, uint32_t i) {
+DEVICE uint64_t row_address(const AttentionParams& p, const Attending& a, uint32_t i, uint32_t index) {
     if (i >= a.count) return 0;
     if (i < a.of_window) {
         const uint32_t position = a.from + i;
@@ -49,12 +56,13 @@ DEVICE uint64_t row_address(const AttentionParams& p, const Attending& a, uint32
                 : p.rings.data[a.sequence] + static_cast<uint64_t>(position % p.rings.slots) * ATTENTION_DIM;
         return reinterpret_cast<uint64_t>(row);
     }
-    uint32_t index = i - a.of_window;
-    if (p.chosen != nullptr) index = p.chosen[static_cast<uint64_t>(a.token) * p.top_k + index];
     if (index == NO_ROW) return 0;
     const uint8_t* page = p.rows.pages[a.sequence][index / p.rows.page_rows];
     const uint64_t row = reinterpret_cast<uint64_t>(page) + index % p.rows.page_rows * static_cast<uint64_t>(p.rows.row_bytes);
     return row | (p.rows.format == ROWS_FP8 ? 1u : 0u);
+}
+DEVICE uint64_t row_address(const AttentionParams& p, const Attending& a, uint32_t i) {
+    return row_address(p, a, i, row_index(p, a, i));
 }
 
 // A lane's part of a row on its way: 16 floats (4 from each quarter), or 16 channels of a packed row.

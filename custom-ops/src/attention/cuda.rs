@@ -48,8 +48,7 @@ pub(super) fn turns_itself(gpu: &Gpu, op: &Attention, rope: &RopeTable) -> Resul
     let single = op.batch.spans().iter().all(|span| span.len == 1);
     let frequencies = rope.frequencies().len();
     let fits = dim == DIM && (1..=TURNS).contains(&frequencies);
-    let of_few = |(kernel, _): (Kernel, Launch)| kernel != Kernel("attention_prefill");
-    Ok(single && fits && tokens > 0 && plan(gpu, tokens, heads, true).is_ok_and(of_few))
+    Ok(single && fits && tokens > 0 && plan(gpu, tokens, heads, true).is_ok())
 }
 
 /// `ATTENTION_DECODE_SHARED`.
@@ -59,6 +58,8 @@ fn decode_shared(chunk: usize) -> usize {
 
 /// `ATTENTION_PREFILL_SHARED`.
 const PREFILL_SHARED: usize = 2 * 64 * 1040 + 64 * 68 * 4 + 64 * 72 * 2 + 64 * 8 + 64 * 4;
+/// `ATTENTION_PREFILL_WGMMA_SHARED`.
+const PREFILL_WGMMA_SHARED: usize = 3 * 64 * 1024 + 64;
 
 pub(super) fn attend(op: &Attend, out: Target) -> Result<()> {
     let name = "attention";
@@ -121,10 +122,16 @@ pub(super) fn attend(op: &Attend, out: Target) -> Result<()> {
 /// The kernel of a batch; the one for many tokens does not turn queries.
 fn plan(gpu: &Gpu, tokens: usize, heads: usize, turning: bool) -> Result<(Kernel, Launch)> {
     let room = gpu.shared_bytes();
-    let whole = heads.is_multiple_of(PREFILL_HEADS) && PREFILL_SHARED <= room;
-    if tokens >= PREFILL_TOKENS && whole && !turning {
-        let launch = Launch::new(tokens, 512).grid_y(heads / PREFILL_HEADS).shared(PREFILL_SHARED);
-        return Ok((Kernel("attention_prefill"), launch));
+    if tokens >= PREFILL_TOKENS && heads.is_multiple_of(PREFILL_HEADS) && !turning {
+        let groups = heads / PREFILL_HEADS;
+        if gpu.warpgroups() && PREFILL_WGMMA_SHARED <= room {
+            let launch = Launch::new(tokens, 384).grid_y(groups).shared(PREFILL_WGMMA_SHARED);
+            return Ok((Kernel("attention_prefill_wgmma"), launch));
+        }
+        if PREFILL_SHARED <= room {
+            let launch = Launch::new(tokens, 512).grid_y(groups).shared(PREFILL_SHARED);
+            return Ok((Kernel("attention_prefill"), launch));
+        }
     }
     let work = tokens * heads.div_ceil(DECODE_HEADS);
     let mut cluster = if gpu.capability() >= (9, 0) { CLUSTER } else { 1 };

@@ -51,11 +51,11 @@ DEVICE int32_t dot_group(uint32_t runs, uint32_t signs, const uint32_t* x, const
 
 // Experts and weights of the token's slots, by a warp, into shared memory. An expert that is not there
 // stands for another, with a weight that is no number.
-DEVICE void slots_of(const ExpertsRoute& route, uint32_t k, uint32_t stack, uint32_t* ids, float* weights) {
+DEVICE void slots_of(const ExpertsRoute& route, const uint32_t* keys, uint32_t k, uint32_t stack, uint32_t* ids, float* weights) {
     const uint32_t lane = lane_id();
     Chosen slot = {0, 0.0f};
     if (route.ids == nullptr) {
-        slot = route_token(route.routing, 0);
+        slot = route_ranked(route.routing, 0, keys);
     } else if (lane < k) {
         slot = {route.ids[lane], route.weights[lane]};
     }
@@ -91,7 +91,7 @@ DEVICE float reduce8(const float (&v)[8]) {
 }  // namespace
 
 // Grid: one block a multiprocessor. Shared memory: tables, x as bytes and scales, ids and weights:
-// IQ2_XXS_TABLE_BYTES + 4096 + 512 + 64.
+// IQ2_XXS_TABLE_BYTES + 4096 + 512 + 64 + 4096.
 KERNEL(experts_one_gate_up, ExpertsGateUpParams, 512) {
     SHARED(unsigned char, shared);
     uint32_t* tables = reinterpret_cast<uint32_t*>(shared);
@@ -99,18 +99,17 @@ KERNEL(experts_one_gate_up, ExpertsGateUpParams, 512) {
     float* scales = reinterpret_cast<float*>(quants + HIDDEN / 4u);
     uint32_t* ids = reinterpret_cast<uint32_t*>(scales + HIDDEN / 32u);
     float* weights = reinterpret_cast<float*>(ids + 8);
+    uint32_t* keys = reinterpret_cast<uint32_t*>(weights + 8);
     const uint32_t warp = warp_id(), lane = lane_id();
 
     fill_iq2_xxs_tables(tables);
     pdl_wait();
     // Only now: the kernel after reads the logits before its wait.
     pdl_trigger();
-    if (warp == 0) {
-        slots_of(p.route, p.k, p.gate.stack, ids, weights);
-    } else {
-        const auto four = [&p](uint32_t i) { return reinterpret_cast<const float4*>(p.x)[i]; };
-        quantize_to_shared<3>(four, HIDDEN, quants, scales, threadIdx.x - 32u, blockDim.x - 32u);
-    }
+    if (p.route.ids == nullptr) route_rank(p.route.routing, 0, keys);
+    quantize_to_shared(p.x, HIDDEN, quants, scales);
+    __syncthreads();
+    if (warp == 0) slots_of(p.route, keys, p.k, p.gate.stack, ids, weights);
     __syncthreads();
 
     const uint32_t items = p.k * INTER, step = gridDim.x * ONE_WARPS;
@@ -187,7 +186,7 @@ DEVICE void fetch_row(EightRows& rows, uint32_t i, const Weight& w, uint32_t exp
 }  // namespace
 
 // Grid: one block a multiprocessor. Shared memory: h as bytes and scales,
-// (k · 2048 + shared cols) · 9 / 8, and sums, rounds · 16 · 16 · 4.
+// (k · 2048 + shared cols) · 9 / 8, sums, rounds · 16 · 16 · 4, and 4096 for the router.
 KERNEL(experts_one_down, ExpertsDownParams, 512) {
     SHARED(unsigned char, shared);
     const uint32_t shared_cols = p.shared_down.rows == 0 ? 0u : p.shared_down.cols;
@@ -196,6 +195,7 @@ KERNEL(experts_one_down, ExpertsDownParams, 512) {
     float* scales = reinterpret_cast<float*>(shared_quants + shared_cols / 4u);
     float* shared_scales = scales + p.k * (INTER / 32u);
     float* sums = shared_scales + shared_cols / 32u;  // [tile, warp, 16]
+    uint32_t* keys = reinterpret_cast<uint32_t*>(sums + p.rounds * (ONE_WARPS * 16u));
     const uint32_t warp = warp_id(), lane = lane_id(), g = lane / 4u, t = lane % 4u;
     const uint32_t tiles = p.down.rows / 16u;
     const uint32_t first = tiles * blockIdx.x / gridDim.x, last = tiles * (blockIdx.x + 1u) / gridDim.x;
@@ -208,10 +208,14 @@ KERNEL(experts_one_down, ExpertsDownParams, 512) {
     uint32_t expert = 0;
     EightRows rows;
     Piece piece;
+    if (p.route.ids == nullptr) {
+        route_rank(p.route.routing, 0, keys);
+        __syncthreads();
+    }
     if (routed) {
         Chosen chosen = {0, 0.0f};
         if (p.route.ids == nullptr) {
-            chosen = route_token(p.route.routing, 0);
+            chosen = route_ranked(p.route.routing, 0, keys);
         } else if (lane < p.k) {
             chosen.id = p.route.ids[lane];
         }

@@ -12,6 +12,14 @@ const DIM: usize = 128;
 const HEADS: usize = 64;
 /// `INDEXER_SCORES_SHARED`.
 const SCORES_SHARED: usize = 2 * (64 * 320 + 64 * 4);
+/// `INDEXER_SCORES_WGMMA_SHARED`.
+const SCORES_WGMMA_SHARED: usize = 4 * (64 * 256 + 64 * 4);
+/// Keys of a block of `indexer_scores_wgmma`, and tokens at most.
+const KEYS_OF_BLOCK: usize = 256;
+const TOKENS_OF_BLOCK: usize = 64;
+/// `INDEXER_SELECT_FEW` and `INDEXER_SELECT_FEW_SHARED`.
+const SELECT_FEW: usize = 8192;
+const SELECT_FEW_SHARED: usize = (3 * 2048 + 32 + 4 + 4 * 256) * 4;
 /// Scores of a slice of a long batch; more tokens go slice by slice.
 const SLICE_BYTES: usize = 256 << 20;
 /// Tokens from which on a block takes many of them for each key that it reads.
@@ -111,9 +119,12 @@ pub(super) fn select(op: &Select, out: Target) -> Result<()> {
     for first in (0..tokens).step_by(plan.slice) {
         let count = plan.slice.min(tokens - first);
         if searched {
-            let (kernel, of_tile, of_block) = match count >= MANY_TOKENS {
-                true => (Kernel("indexer_scores_256"), 256, 32),
-                false => (Kernel("indexer_scores_128"), 128, 1),
+            let many = count >= MANY_TOKENS;
+            let by_warpgroups = many && heads == HEADS && gpu.warpgroups();
+            let of_block = match (many, by_warpgroups) {
+                (_, true) => tokens_of_block(&gpu, count, plan.most),
+                (true, _) => 32,
+                (false, _) => 1,
             };
             let params = Scores {
                 q: halves,
@@ -126,19 +137,32 @@ pub(super) fn select(op: &Select, out: Target) -> Result<()> {
                 ratio: op.ratio as u32,
                 first_token: first as u32,
                 tokens: count as u32,
-                of_block,
+                of_block: of_block as u32,
             };
-            let groups = count.div_ceil(of_block as usize);
-            // Enough blocks to fill the GPU; each goes on to further keys.
-            let blocks = (4 * gpu.multiprocessors()).div_ceil(groups);
-            let launch = Launch::new(plan.most.div_ceil(of_tile).min(blocks), 256)
-                .grid_y(groups)
-                .shared(SCORES_SHARED);
+            let groups = count.div_ceil(of_block);
+            let (kernel, launch) = if by_warpgroups {
+                let blocks = plan.most.div_ceil(KEYS_OF_BLOCK);
+                let launch = Launch::new(blocks, 512).grid_y(groups).shared(SCORES_WGMMA_SHARED);
+                (Kernel("indexer_scores_wgmma"), launch)
+            } else {
+                let (kernel, keys) = match many {
+                    true => (Kernel("indexer_scores_256"), 256),
+                    false => (Kernel("indexer_scores_128"), 128),
+                };
+                // Enough blocks to fill the GPU; each goes on to further keys.
+                let blocks = (4 * gpu.multiprocessors()).div_ceil(groups);
+                let blocks = plan.most.div_ceil(keys).min(blocks);
+                (kernel, Launch::new(blocks, 256).grid_y(groups).shared(SCORES_SHARED))
+            };
             // SAFETY: `IndexerScoresParams`; every visible key has its page, and the scratch a row of
             // scores for each token.
             unsafe { gpu.launch(kernel, launch, &params)? };
         }
-        let (cluster, cached, words) = blocks_of_select(&gpu, plan.most)?;
+        let few = blocks_of_few(&gpu, count, plan.most);
+        let (cluster, cached, words) = match few {
+            Some(cluster) => (cluster, 0, 0),
+            None => blocks_of_select(&gpu, plan.most)?,
+        };
         let params = Choose {
             scores,
             out: out.address(),
@@ -150,13 +174,37 @@ pub(super) fn select(op: &Select, out: Target) -> Result<()> {
             cached: cached as u32,
             words: words as u32,
         };
-        let launch = Launch::new(count * cluster, 1024)
-            .cluster(cluster as u32)
-            .shared(select_shared(cached, words));
+        let (kernel, shared) = match few {
+            Some(_) => (Kernel("indexer_select_few"), SELECT_FEW_SHARED),
+            None => (Kernel("indexer_select"), select_shared(cached, words)),
+        };
+        let launch = Launch::new(count * cluster, 1024).cluster(cluster as u32).shared(shared);
         // SAFETY: `IndexerSelectParams`, as above.
-        unsafe { gpu.launch(Kernel("indexer_select"), launch, &params)? };
+        unsafe { gpu.launch(kernel, launch, &params)? };
     }
     Ok(())
+}
+
+/// Tokens of a block of `indexer_scores_wgmma`. Few make blocks fetch keys for little work, many leave
+/// multiprocessors without any at the end: the least time, counted in tokens.
+fn tokens_of_block(gpu: &Gpu, tokens: usize, most: usize) -> usize {
+    let keys = most.div_ceil(KEYS_OF_BLOCK);
+    // What a block takes before its first token.
+    let start = 5;
+    let time = |each: &usize| {
+        let blocks = keys * tokens.div_ceil(*each);
+        blocks.div_ceil(gpu.multiprocessors()) * (each + start)
+    };
+    (2..=TOKENS_OF_BLOCK).rev().min_by_key(time).unwrap_or(TOKENS_OF_BLOCK)
+}
+
+/// Blocks that rank so many rows of a token together with few each, where there are multiprocessors for
+/// as many.
+fn blocks_of_few(gpu: &Gpu, tokens: usize, rows: usize) -> Option<usize> {
+    let blocks = rows.div_ceil(SELECT_FEW).next_power_of_two();
+    let clusters = gpu.capability() >= (9, 0) && blocks <= 8;
+    let room = blocks * tokens <= gpu.multiprocessors();
+    (blocks == 1 || clusters && room).then_some(blocks)
 }
 
 /// `INDEXER_SELECT_SHARED`.

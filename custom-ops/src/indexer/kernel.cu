@@ -1,6 +1,7 @@
 // Which compressed rows are worth attending to: scores of all visible ones, then the best k.
 #include "../../include/cuda/cluster.cuh"
 #include "../../include/cuda/indexer.h"
+#include "../../include/cuda/keys.cuh"
 #include "../../include/cuda/memory.cuh"
 #include "../../include/cuda/mma.cuh"
 #include "../../include/cuda/numbers.cuh"
@@ -11,18 +12,10 @@ namespace {
 // that moves every other head to the other banks.
 constexpr uint32_t QUERY_BYTES = 320;
 constexpr uint32_t SCORE_WARPS = 8;
-// Keys are kept times 2^-7, which e2m1 codes and scales of any model lie well within f16 with.
-constexpr float KEY_FACTOR = 0.0078125f;
-
 // 16 keys as A operands of eight products: lane t of a row has channels 32 t ..+32, four a product.
 struct KeyTile {
     uint32_t a[8][4];
 };
-
-// Four e2m1 codes in the low nibbles of the bytes, as high bytes of halves that are 2^-14 of them.
-DEVICE uint32_t e2m1_to_high_bytes(uint32_t codes) {
-    return (codes & 0x07070707u) << 1 | (codes & 0x08080808u) << 4;
-}
 
 DEVICE void fetch_keys(KeyTile& keys, const Rows& rows, uint32_t sequence, uint32_t first, uint32_t count) {
     const uint32_t lane = lane_id(), g = lane / 4u, t = lane % 4u;
@@ -165,12 +158,6 @@ KERNEL(indexer_scores_256, IndexerScoresParams, 256) {
 namespace {
 
 constexpr uint32_t BINS = 2048;
-
-// Whole numbers in the order of the scores, by the total order of floats.
-DEVICE uint32_t rank_of(float score) {
-    const uint32_t bits = f32_bits(score);
-    return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
-}
 
 // The sum over the threads after this one, of 1024; `of_warps` holds 32.
 DEVICE uint32_t sum_after(uint32_t value, uint32_t* of_warps) {

@@ -29,6 +29,21 @@ DEVICE Tile find_tile(const MatmulParams& p, uint32_t index) {
     return at;
 }
 
+// Bytes of a tile, in tiles of Q8_0.
+DEVICE uint32_t heft_of(const Weight& w) { return w.format == WEIGHT_F16 ? 2u : 1u; }
+
+// The first tile that begins at or after `heft`, of the weights one after the other.
+DEVICE uint32_t tile_from(const MatmulParams& p, uint32_t heft) {
+    uint32_t before = 0;
+    for (uint32_t i = 0; i < p.parts; i++) {
+        const uint32_t each = heft_of(p.w[i]), all = tiles_of(p.w[i]) * each;
+        if (heft < all) return before + (heft + each - 1u) / each;
+        heft -= all;
+        before += tiles_of(p.w[i]);
+    }
+    return before;
+}
+
 DEVICE bool is_f16(const MatmulParams& p, const Tile& at) { return p.w[at.part].format == WEIGHT_F16; }
 
 // The columns of this block: a run of them if it is one of a cluster.
@@ -188,10 +203,11 @@ DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
     const uint32_t cols = p.w[0].cols, size = cluster_size();
     const uint32_t block = blockIdx.x / size, of_grid = gridDim.x / size;
     const Columns columns = columns_of_block(p);
-    uint32_t tiles = 0;
-    for (uint32_t i = 0; i < p.parts; i++) tiles += tiles_of(p.w[i]);
-    const uint32_t first = static_cast<uint32_t>(static_cast<uint64_t>(tiles) * block / of_grid);
-    const uint32_t last = static_cast<uint32_t>(static_cast<uint64_t>(tiles) * (block + 1u) / of_grid);
+    // Blocks have the same number of bytes, as far as whole tiles allow.
+    uint32_t heft = 0;
+    for (uint32_t i = 0; i < p.parts; i++) heft += tiles_of(p.w[i]) * heft_of(p.w[i]);
+    const uint32_t first = tile_from(p, static_cast<uint32_t>(static_cast<uint64_t>(heft) * block / of_grid));
+    const uint32_t last = tile_from(p, static_cast<uint32_t>(static_cast<uint64_t>(heft) * (block + 1u) / of_grid));
     const uint32_t slots = MATMUL_WARPS / p.split, slot = warp / p.split, share = warp % p.split;
     const uint32_t group_tiles = p.w[0].rows / p.groups / 16u;
 

@@ -402,7 +402,7 @@ impl Attention {
 fn attention_over_rings_pages_and_choices() {
     let mut rng = random();
     let (plain, packed) = (RowFormat::F32 { width: DIM }, RowFormat::Fp8 { nope: 448, rope: 64 });
-    let cases: [Case<'_>; 7] = [
+    let cases: [Case<'_>; 9] = [
         (&[(0, 1)], 4, 128, None, plain, None),
         (&[(200, 1), (3, 2)], 12, 128, None, plain, None),
         (&[(300, 1)], 4, 128, Some(4), packed, None),
@@ -410,6 +410,9 @@ fn attention_over_rings_pages_and_choices() {
         (&[(90, 1)], 64, 16, Some(2), plain, None),
         (&[(40, 9), (0, 8)], 64, 16, Some(4), packed, None),
         (&[(120, 17)], 64, 24, Some(4), packed, Some(16)),
+        // More than two chunks of rows, and of tokens than there are blocks at a time.
+        (&[(260, 15), (0, 2)], 64, 128, Some(2), packed, None),
+        (&[(390, 16)], 128, 100, Some(2), packed, Some(150)),
     ];
     for (of, heads, window, ratio, format, top_k) in cases {
         let attention = Attention::new(&mut rng, of, heads, window, ratio, format, top_k);
@@ -448,6 +451,8 @@ fn the_same_rows_are_chosen_ties_included() {
         (&[(9, 1)], 16, 4, 8, true),
         (&[(150, 3), (0, 9), (620, 2)], 16, 2, 50, false),
         (&[(300, 20)], 8, 1, 256, true),
+        (&[(290, 13), (0, 5), (300, 2)], 64, 1, 40, true),
+        (&[(40, 17), (600, 2)], 64, 2, 30, false),
     ] {
         let tokens: usize = of.iter().map(|(_, len)| len).sum();
         // Whole numbers, so that sums are exact and scores repeat.

@@ -145,6 +145,11 @@ impl Gpu {
         }
     }
 
+    /// Whether kernels can be used whose warpgroups multiply by themselves (`*_wgmma`).
+    pub(crate) fn warpgroups(&self) -> bool {
+        cfg!(cuda_warpgroups) && self.capability() == (9, 0)
+    }
+
     /// Dynamic shared memory that a block can have, in bytes.
     #[allow(dead_code, reason = "for ops that choose their tiles by it")]
     pub(crate) fn shared_bytes(&self) -> usize {

@@ -13,6 +13,8 @@ use crate::router::cuda::Routing;
 const HIDDEN: usize = 4096;
 const INTER: usize = 2048;
 const SLOTS: usize = 7;
+/// Shared memory for the ranks of experts.
+const KEYS_BYTES: usize = 4 * 1024;
 
 /// Mirrors `ExpertsRoute` of include/cuda/experts.h.
 #[repr(C)]
@@ -104,7 +106,7 @@ pub(in crate::experts) fn one(op: &One, out: Target) -> Result<()> {
         k: k as u32,
         clamp: op.clamp,
     };
-    let launch = Launch::new(blocks, 512).shared(TABLE_BYTES + HIDDEN + HIDDEN / 8 + 64);
+    let launch = Launch::new(blocks, 512).shared(TABLE_BYTES + HIDDEN + HIDDEN / 8 + 64 + KEYS_BYTES);
     // SAFETY: `ExpertsGateUpParams`; `fits` has compared formats and shapes.
     unsafe { gpu.launch(Kernel("experts_one_gate_up"), launch, &params)? };
     let rounds = (HIDDEN / 16).div_ceil(blocks);
@@ -122,7 +124,7 @@ pub(in crate::experts) fn one(op: &One, out: Target) -> Result<()> {
         clamp: op.clamp,
     };
     let values = k * INTER + shared_inter;
-    let launch = Launch::new(blocks, 512).shared(values + values / 8 + rounds * 16 * 16 * 4);
+    let launch = Launch::new(blocks, 512).shared(values + values / 8 + rounds * 16 * 16 * 4 + KEYS_BYTES);
     // SAFETY: `ExpertsDownParams`, as above.
     unsafe { gpu.launch(Kernel("experts_one_down"), launch, &params) }
 }
