@@ -33,7 +33,7 @@ pub use hyper_connection::{
     hyper_collapse, hyper_enter, hyper_expand, hyper_head_mix, hyper_leave, hyper_mix, Due,
     Entrance, MixParams,
 };
-pub use indexer::{select_rows, NO_ROW};
+pub use indexer::{select_rows, select_rows_raw, NO_ROW};
 pub use kv::{
     append_rows, write_rings, BytesError, NotARow, NotPackable, Ring, RowFormat, Rows, PAGE_TOKENS,
 };

@@ -1,7 +1,7 @@
 //! The lightning indexer: cheap scores that say which compressed rows to attend to.
 
 use candle_core::{Result, Tensor};
-use candle_ds4_ops::{self as ops, Ragged, RopeTable, Rounding, Rows, Turn};
+use candle_ds4_ops::{self as ops, Ragged, RopeTable, Rounding, Rows};
 
 use super::{Compressor, Linear, Step};
 use crate::cache::pooling;
@@ -74,8 +74,8 @@ impl Indexer {
         &self.q_b
     }
 
-    /// The chosen rows `[tokens, top_k]` u32: by `queries` `[tokens, heads · head_dim]`, which are turned
-    /// and rounded in place, and `head_weights` `[tokens, heads]`, among each sequence's `keys`.
+    /// The chosen rows `[tokens, top_k]` u32: by raw `queries` `[tokens, heads · head_dim]`, which may be
+    /// changed, and `head_weights` `[tokens, heads]`, among each sequence's `keys`.
     ///
     /// # Errors
     /// If the shapes do not fit, or the device has no memory left.
@@ -89,9 +89,8 @@ impl Indexer {
         let Step { batch, ws, .. } = step;
         let IndexerConfig { heads, head_dim, top_k } = self.config;
         let q = queries.reshape((batch.tokens(), heads, head_dim))?;
-        ops::rope(&q, &self.rope, batch.positions(), Turn::Forward)?;
-        self.rounding.apply(&q)?;
+        let Self { rope, rounding, ratio, .. } = self;
         // The scale of the scores does not change their order.
-        ops::select_rows(&q, head_weights, keys, self.ratio, top_k, batch, ws)
+        ops::select_rows_raw(&q, rope, *rounding, head_weights, keys, *ratio, top_k, batch, ws)
     }
 }

@@ -1,11 +1,12 @@
 //! On NVIDIA GPUs, with keys of 128 values: scores, then a selection by radix; kernel.cu.
 
-use candle_core::{bail, DType, Result};
+use candle_core::{bail, DType, Result, Tensor};
 
 use super::Select;
 use crate::device::cuda::{Address, Batch, Gpu, Kernel, Launch, Scratch, ScratchSize, Target};
 use crate::kv::{RowFormat, RowsParam};
 use crate::matmul::cuda::halve_rows;
+use crate::{RopeTable, Rounding};
 
 /// `INDEXER_DIM` and `INDEXER_HEADS` of include/cuda/indexer.h.
 const DIM: usize = 128;
@@ -55,6 +56,49 @@ struct Choose {
     first_token: u32,
     cached: u32,
     words: u32,
+}
+
+/// `INDEXER_TURNS` of kernel_queries.cu.
+const TURNS: usize = 32;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Queries {
+    q: Address,
+    positions: Address,
+    out: Address,
+    tokens: u32,
+    heads: u32,
+    turns: u32,
+    frequencies: [f32; TURNS],
+}
+
+/// Whether there is a kernel that turns and rounds queries on their way to halves.
+pub(super) fn turns_itself(q: &Tensor, table: &RopeTable, rounding: Rounding) -> Result<bool> {
+    let (_, _, dim) = q.dims3()?;
+    let turns = (1..=TURNS).contains(&table.frequencies().len());
+    Ok(dim == DIM && turns && rounding == Rounding::HadamardFp4)
+}
+
+/// Raw queries to turned and rounded ones, as halves.
+fn queries(gpu: &Gpu, op: &Select, table: &RopeTable, q: Address, out: Address) -> Result<()> {
+    let (tokens, heads, _) = op.q.dims3()?;
+    let positions = gpu.u32("select_rows", op.batch.positions())?;
+    let mut frequencies = [0.0; TURNS];
+    let turns = table.frequencies().len();
+    frequencies[..turns].copy_from_slice(table.frequencies());
+    let params = Queries {
+        q,
+        positions: positions.address(),
+        out,
+        tokens: tokens as u32,
+        heads: heads as u32,
+        turns: turns as u32,
+        frequencies,
+    };
+    let launch = Launch::new((tokens * heads).div_ceil(8), 256);
+    // SAFETY: `IndexerQueriesParams`; the scratch has room for all queries as halves.
+    unsafe { gpu.launch(Kernel("indexer_queries"), launch, &params) }
 }
 
 /// How much of a batch is searched at a time.
@@ -114,7 +158,10 @@ pub(super) fn select(op: &Select, out: Target) -> Result<()> {
     let (halves, scores) = (halves?, scores?);
     let searched = plan.most > op.k;
     if searched {
-        halve_rows(&gpu, q.address(), halves, tokens, heads * DIM, 0)?;
+        match op.turn {
+            Some(table) => queries(&gpu, op, table, q.address(), halves)?,
+            None => halve_rows(&gpu, q.address(), halves, tokens, heads * DIM, 0)?,
+        }
     }
     for first in (0..tokens).step_by(plan.slice) {
         let count = plan.slice.min(tokens - first);

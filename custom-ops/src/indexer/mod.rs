@@ -15,6 +15,7 @@ use crate::device::cuda::{Gpu, Target};
 use crate::device::{host, host_mut, timed, Workspace};
 use crate::kv::{HostRows, Rows};
 use crate::ragged::Ragged;
+use crate::{RopeTable, Rounding, Turn};
 
 /// Ends a list of chosen rows that is shorter than its place.
 pub const NO_ROW: u32 = u32::MAX;
@@ -32,6 +33,46 @@ pub const NO_ROW: u32 = u32::MAX;
 /// to FP4 exactly; the order of a score's sum differs from the CPU's.
 pub fn select_rows(
     q: &Tensor,
+    weights: &Tensor,
+    keys: &[&Rows],
+    ratio: usize,
+    k: usize,
+    batch: &Ragged,
+    ws: &Workspace,
+) -> Result<Tensor> {
+    select(q, None, weights, keys, ratio, k, batch, ws)
+}
+
+/// [`select_rows`] by raw queries: they are turned to their positions, then rounded, first.
+///
+/// Shapes and errors: as [`select_rows`], [`rope`](crate::rope()) and [`Rounding::apply`]. `q` may be changed.
+/// Source: as [`select_rows`].
+#[allow(clippy::too_many_arguments)]
+pub fn select_rows_raw(
+    q: &Tensor,
+    rope: &RopeTable,
+    rounding: Rounding,
+    weights: &Tensor,
+    keys: &[&Rows],
+    ratio: usize,
+    k: usize,
+    batch: &Ragged,
+    ws: &Workspace,
+) -> Result<Tensor> {
+    #[cfg(cuda_kernels)]
+    if Gpu::of(q.device())?.is_some() && cuda::turns_itself(q, rope, rounding)? {
+        return select(q, Some(rope), weights, keys, ratio, k, batch, ws);
+    }
+    crate::rope(q, rope, batch.positions(), Turn::Forward)?;
+    rounding.apply(q)?;
+    select_rows(q, weights, keys, ratio, k, batch, ws)
+}
+
+/// By queries that a kernel turns by a table and rounds itself, if there is one.
+#[allow(clippy::too_many_arguments)]
+fn select(
+    q: &Tensor,
+    turn: Option<&RopeTable>,
     weights: &Tensor,
     keys: &[&Rows],
     ratio: usize,
@@ -62,6 +103,7 @@ pub fn select_rows(
     #[allow(unused_mut, reason = "scratch is for GPUs")]
     let mut op = Select {
         q,
+        turn,
         weights,
         keys,
         ratio,
@@ -86,6 +128,8 @@ pub fn select_rows(
 
 struct Select<'a> {
     q: &'a Tensor,
+    #[cfg_attr(not(cuda_kernels), allow(dead_code))]
+    turn: Option<&'a RopeTable>,
     weights: &'a Tensor,
     keys: &'a [&'a Rows],
     ratio: usize,

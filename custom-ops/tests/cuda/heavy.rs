@@ -5,7 +5,7 @@ use candle_core::{Device, Result, Tensor};
 use candle_ds4_ops::{
     append_rows, experts, grouped_matmul, kv_round_trip, matmul, matmuls, routed_experts,
     select_rows, sink_attention, turned_attention, write_rings, Choice, Compressed, Format, Matrix,
-    Mlp, Ragged, Ring, RopeTable, RowFormat, Rows, Selection, Yarn, NO_ROW,
+    Mlp, Ragged, Ring, RopeTable, Rounding, RowFormat, Rows, Selection, Yarn, NO_ROW,
 };
 use rand::rngs::StdRng;
 use rand::Rng;
@@ -484,4 +484,31 @@ fn the_same_rows_are_chosen_ties_included() {
             Ok(vec![select_rows(&q, &weights, &lists, ratio, k, &batch, ws)?])
         });
     }
+}
+
+#[test]
+fn raw_queries_choose_what_turned_and_rounded_ones_do() {
+    let mut rng = random();
+    let rope = RopeTable::yarn(160_000.0, 64, &Yarn::default());
+    let of = [(700, 1), (90, 2)];
+    let (q, weights) = (normal(&mut rng, &[3, 64, 128]), normal(&mut rng, &[3, 64]));
+    let keys = of.map(|(start, len)| normal(&mut rng, &[start + len, 128]));
+    for keys in &keys {
+        Rounding::HadamardFp4.apply(keys).unwrap();
+    }
+    compare("raw queries", 0.0, |place, ws| {
+        let device = place.device();
+        let mut lists = Vec::new();
+        for (keys, &(start, len)) in keys.iter().zip(&of) {
+            let mut list = Rows::with_format(1, RowFormat::Fp4 { width: 128 }, &device);
+            let all = Ragged::new(&[(0, start + len)], &device)?;
+            append_rows(vec![&mut list], &place.tensor(keys)?, &all, 1)?;
+            lists.push(list);
+        }
+        let lists: Vec<&Rows> = lists.iter().collect();
+        let batch = Ragged::new(&of, &device)?;
+        let (q, weights) = (place.tensor(&q)?, place.tensor(&weights)?);
+        let rounding = Rounding::HadamardFp4;
+        Ok(vec![select_rows_raw(&q, &rope, rounding, &weights, &lists, 1, 60, &batch, ws)?])
+    });
 }

@@ -106,7 +106,8 @@ pub(in crate::experts) fn one(op: &One, out: Target) -> Result<()> {
         k: k as u32,
         clamp: op.clamp,
     };
-    let launch = Launch::new(blocks, 512).shared(TABLE_BYTES + HIDDEN + HIDDEN / 8 + 64 + KEYS_BYTES);
+    let launch =
+        Launch::new(blocks, 512).shared(TABLE_BYTES + HIDDEN + HIDDEN / 8 + 64 + KEYS_BYTES);
     // SAFETY: `ExpertsGateUpParams`; `fits` has compared formats and shapes.
     unsafe { gpu.launch(Kernel("experts_one_gate_up"), launch, &params)? };
     let rounds = (HIDDEN / 16).div_ceil(blocks);
@@ -124,7 +125,8 @@ pub(in crate::experts) fn one(op: &One, out: Target) -> Result<()> {
         clamp: op.clamp,
     };
     let values = k * INTER + shared_inter;
-    let launch = Launch::new(blocks, 512).shared(values + values / 8 + rounds * 16 * 16 * 4 + KEYS_BYTES);
+    let launch =
+        Launch::new(blocks, 512).shared(values + values / 8 + rounds * 16 * 16 * 4 + KEYS_BYTES);
     // SAFETY: `ExpertsDownParams`, as above.
     unsafe { gpu.launch(Kernel("experts_one_down"), launch, &params) }
 }
