@@ -373,6 +373,8 @@ DEVICE void load_tiles_transposed(uint32_t (&r)[4], const void* row,
 DEVICE uint32_t cluster_size() { return uint32_t(emulator::cluster_extent().count()); }
 DEVICE uint32_t cluster_rank() { return emulator::cluster_rank(); }
 DEVICE void cluster_sync(emulator::Site site = emulator::Site::here()) { emulator::cluster_barrier(site); }
+DEVICE void cluster_arrive() {}
+DEVICE void cluster_wait(emulator::Site site = emulator::Site::here()) { emulator::cluster_barrier(site); }
 template <class T>
 DEVICE T* cluster_shared(T* own, uint32_t rank) {
     const auto offset = reinterpret_cast<char*>(own) - static_cast<char*>(emulator::shared_memory());

@@ -54,25 +54,26 @@ std::vector<double> mixture(const Network& routed, const Network* shared, const 
 
 inline uint32_t share(uint32_t tiles, uint32_t blocks) { return (tiles + blocks - 1) / blocks; }
 
-inline void run_one(const Network& routed, const Network* shared, const float* x, const uint32_t* ids,
-                    const float* weights, uint32_t k, float clamp, float* h, float* shared_h, float* out) {
-    ExpertsGateUpParams a = {x, ids, weights, h, shared_h, routed.gate.weight(), routed.up.weight(), {}, {}, k, clamp};
-    ExpertsDownParams b = {h, shared_h, ids, out, routed.down.weight(), {}, k, 0};
-    uint32_t tiles = 0, cols = 0;
+// Experts by name, or by a router's logits. `shared_h` has room for gate and up of the shared expert, whose
+// products are a launch before, as in the model.
+inline void run_one(const Network& routed, const Network* shared, const float* x, const ExpertsRoute& route,
+                    uint32_t k, float clamp, float* h, float* shared_h, float* out) {
+    const ExpertsGateUpParams a = {x, h, route, routed.gate.weight(), routed.up.weight(), k, clamp};
+    ExpertsDownParams b = {h, shared_h, nullptr, out, route, routed.down.weight(), {}, k, 0, clamp};
+    uint32_t cols = 0;
     if (shared) {
-        a.shared_gate = shared->gate.weight();
-        a.shared_up = shared->up.weight();
         b.shared_down = shared->down.weight();
-        tiles = a.shared_gate.rows / 16;
         cols = b.shared_down.cols;
+        b.shared_up = shared_h + cols;
+        Few({&shared->gate, &shared->up}, {shared_h, shared_h + cols}, x, 1, 1).run(nullptr, nullptr);
     }
     Shape shape;
     shape.x = multiprocessors();
     shape.threads = 512;
-    shape.shared = 384 * 128 + 4096 + 512 + 64 + share(tiles, shape.x) * 2 * 16 * 16 * 4;
+    shape.shared = 384 * 128 + 4096 + 512 + 64 + 4096;
     LAUNCH(experts_one_gate_up, shape, a);
     b.rounds = share(b.down.rows / 16, shape.x);
-    shape.shared = (k * 2048 + cols) / 8 * 9 + b.rounds * 16 * 16 * 4;
+    shape.shared = (k * 2048 + cols) / 8 * 9 + b.rounds * 16 * 16 * 4 + 4096;
     LAUNCH(experts_one_down, shape, b);
 }
 
@@ -266,8 +267,8 @@ inline void check_one(uint32_t n, uint32_t rows_inter, uint32_t k, uint32_t shar
     for (auto& weight : weights) weight = 0.2f + uniform();
     const Buffer<float> x_there(x), weights_there(weights);
     const Buffer<uint32_t> ids_there(ids);
-    Buffer<float> out(4096), h(size_t(k) * rows_inter), shared_h(shared_inter);
-    run_one(routed, shared.get(), x_there.get(), ids_there.get(), weights_there.get(), k, 1.5f, h.get(), shared_h.get(), out.get());
+    Buffer<float> out(4096), h(size_t(k) * rows_inter), shared_h(2 * size_t(shared_inter));
+    run_one(routed, shared.get(), x_there.get(), {ids_there.get(), weights_there.get(), {}}, k, 1.5f, h.get(), shared_h.get(), out.get());
     // Sums of another order can round one value of h to another byte.
     report("experts of one token, " + std::to_string(k) + " of " + std::to_string(n) + ", shared " + std::to_string(shared_inter),
            relative_error(out.download(), mixture(routed, shared.get(), x, ids, weights, k, 1.5, through_bytes)), 1e-3);

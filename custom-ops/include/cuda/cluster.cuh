@@ -35,6 +35,22 @@ DEVICE void cluster_sync() {
     __syncthreads();
 }
 
+// The same in two steps: between them a thread may do what needs nothing of the others.
+DEVICE void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+    if (cluster_size() != 1) asm volatile("barrier.cluster.arrive;" ::: "memory");
+#endif
+}
+DEVICE void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+    if (cluster_size() != 1) {
+        asm volatile("barrier.cluster.wait;" ::: "memory");
+        return;
+    }
+#endif
+    __syncthreads();
+}
+
 // The same place in the shared memory of block `rank`.
 template <class T> DEVICE T* cluster_shared(T* own, uint32_t rank) {
 #if __CUDA_ARCH__ >= 900

@@ -10,7 +10,7 @@ template <class T> DEVICE T warp_total(T value) {
 }
 
 // Halves how many values a lane has: it keeps those whose bit is its own, and adds its neighbour's.
-template <uint32_t WIDTH> DEVICE void fold_lanes(float (&v)[32]) {
+template <uint32_t WIDTH> DEVICE void fold_lanes(float (&v)[16]) {
     const bool upper = lane_id() & WIDTH;
 #pragma unroll
     for (uint32_t i = 0; i < WIDTH; i++) {
@@ -19,14 +19,13 @@ template <uint32_t WIDTH> DEVICE void fold_lanes(float (&v)[32]) {
     }
 }
 
-// Sums of 32 values over a warp: lane `l` gets value `l`'s. In a fixed order.
-DEVICE float warp_totals(float (&v)[32]) {
-    fold_lanes<16>(v);
+// Sums of 16 values over a warp: lanes `l` and `16 + l` get value `l`'s. In a fixed order.
+DEVICE float warp_totals(float (&v)[16]) {
     fold_lanes<8>(v);
     fold_lanes<4>(v);
     fold_lanes<2>(v);
     fold_lanes<1>(v);
-    return v[0];
+    return v[0] + shuffle_xor(v[0], 16u);
 }
 
 // The sum over all threads, in every thread. `scratch` has room for one value a warp; threads must meet

@@ -8,8 +8,7 @@ use crate::blocks::Format;
 use crate::device::cuda::{Address, Gpu, Kernel, Launch, Target};
 use crate::Matrix;
 
-/// Blocks of a cluster that has a token on its way in, and the channels that they have room for.
-const ENTER_BLOCKS: usize = 8;
+/// The channels that a cluster with a token on its way in has threads for.
 const ENTER_HIDDEN: usize = 4096;
 /// Tokens from which on the separate launches are faster.
 const ENTER_TOKENS: usize = 64;
@@ -127,7 +126,7 @@ pub(super) fn expand(op: &Expand, state: Target) -> Result<()> {
 /// Whether the kernels that do everything at once are for this.
 pub(super) fn enters_at_once(gpu: &Gpu, state: &Tensor, projection: &Matrix) -> Result<bool> {
     let (tokens, streams, hidden) = state.dims3()?;
-    let fits = streams == 4 && hidden.is_multiple_of(32 * ENTER_BLOCKS) && hidden <= ENTER_HIDDEN;
+    let fits = streams == 4 && hidden.is_multiple_of(512) && hidden <= ENTER_HIDDEN;
     let clusters = gpu.capability() >= (9, 0) && (1..ENTER_TOKENS).contains(&tokens);
     Ok(fits && clusters && projection.format() == Format::F16)
 }
@@ -164,12 +163,19 @@ pub(super) fn enter(op: &Enter, out: Target) -> Result<()> {
         mix_norm_eps: entrance.params.norm_eps as f32,
         norm_eps: entrance.norm_eps as f32,
     };
+    // Clusters of 16 are Hopper's: its groups of multiprocessors have room for them.
+    let (blocks, threads) = if gpu.capability() == (9, 0) { (16, 512) } else { (8, 1024) };
     // As many clusters as run at once; each goes on to further tokens.
-    let clusters = tokens.min((gpu.multiprocessors() / ENTER_BLOCKS).max(1));
-    let launch = Launch::new(clusters * ENTER_BLOCKS, 512)
-        .cluster(ENTER_BLOCKS as u32)
-        .shared(4 * (hidden / 2 + 900));
-    let kernel = Kernel(if is_head { "hyper_leave" } else { "hyper_enter" });
+    let clusters = tokens.min((gpu.multiprocessors() / blocks).max(1));
+    let launch = Launch::new(clusters * blocks, threads)
+        .cluster(blocks as u32)
+        .shared(4 * (4 * hidden / blocks + 1280));
+    let kernel = Kernel(match (is_head, blocks) {
+        (false, 16) => "hyper_enter_16",
+        (false, _) => "hyper_enter_8",
+        (true, 16) => "hyper_leave_16",
+        (true, _) => "hyper_leave_8",
+    });
     // SAFETY: `HyperEnterParams`; shapes were checked by the op, the format by `enters_at_once`. The streams
     // and the mix are written through addresses while their storage is only borrowed: the borrow guards
     // the host's struct.

@@ -1,8 +1,8 @@
 // A sub-layer's way in, in one launch: what the sub-layer before left is written back to the streams,
 // these are projected, gates and matrix mixed, the streams collapsed and normalised.
 //
-// A cluster of eight blocks has a token, each an eighth of the channels of all streams. The projection's
-// weights wait in registers, so that a launch that overlaps with its predecessor has read them before.
+// A cluster of blocks has a token, each its share of the channels of all streams. The projection's weights
+// wait in registers, so that a launch that overlaps with its predecessor has read them before.
 #include "cuda/cluster.cuh"
 #include "cuda/memory.cuh"
 #include "cuda/numbers.cuh"
@@ -19,7 +19,7 @@ struct HyperEnterParams {
     float* mix;                  // [tokens, 24]; not of the head
     float* out;                  // [tokens, hidden]
     uint32_t tokens;
-    uint32_t hidden;             // a multiple of 256, at most 4096
+    uint32_t hidden;             // a multiple of 512, at most 4096
     uint32_t iterations;
     float eps;
     float mix_norm_eps;
@@ -28,8 +28,8 @@ struct HyperEnterParams {
 
 namespace {
 
-constexpr uint32_t BLOCKS = 8;
-constexpr uint32_t WARPS = 16;
+// Channels that there are threads for.
+constexpr uint32_t ENTER_WIDTH = 4096;
 
 DEVICE float gate(float x) { return fast_reciprocal(1.0f + expf(-x)); }
 
@@ -60,23 +60,37 @@ DEVICE void sinkhorn(float (&c)[4][4], float logit, uint32_t iterations, float e
     }
 }
 
-template <uint32_t ROWS> DEVICE void enter(const HyperEnterParams& p, float* shared) {
+// The logits of gates and matrix, value by value of the lanes, of what the blocks of the cluster have sent.
+template <uint32_t ROWS, uint32_t BLOCKS>
+DEVICE float logit_of(const HyperEnterParams& p, const float* of_blocks, float scale, float base) {
+    const uint32_t lane = lane_id();
+    float sum = 0.0f;
+#pragma unroll
+    for (uint32_t b = 0; b < BLOCKS; b++) sum += of_blocks[b * 32u + lane];
+    const float mean = shuffle(sum, ROWS) / static_cast<float>(4u * p.hidden);
+    return fmaf(sum * (1.0f / sqrtf(mean + p.mix_norm_eps)), scale, base);
+}
+
+// Half of the block's threads have the first rows of the projection, half the others.
+template <uint32_t ROWS, uint32_t BLOCKS> DEVICE void enter(const HyperEnterParams& p, float* shared) {
+    constexpr uint32_t WARPS = ENTER_WIDTH / BLOCKS / 16u, MINE = ROWS / 2u;
     const uint32_t channels = p.hidden / BLOCKS, quads = channels / 4u;
-    float* streams = shared;                  // [4, channels]
-    float* of_warps = streams + 4u * channels;  // [WARPS, 32]
-    float* of_blocks = of_warps + WARPS * 32u;  // [BLOCKS, 32]: written by the others
+    float* streams = shared;                    // [4, channels]
+    float* of_warps = streams + 4u * channels;  // [WARPS, 16]
+    float* of_blocks = of_warps + WARPS * 16u;  // [BLOCKS, 32]: written by the others
     float* squares = of_blocks + BLOCKS * 32u;  // [BLOCKS, WARPS]: likewise
     float* gates = squares + BLOCKS * WARPS;    // [4]
     const uint32_t warp = warp_id(), lane = lane_id(), rank = cluster_rank();
-    const uint32_t first = rank * channels, stream = threadIdx.x / quads, quad = threadIdx.x % quads;
-    const bool active = threadIdx.x < channels;
+    const uint32_t half = warp / (WARPS / 2u), item = threadIdx.x % (WARPS * 16u);
+    const uint32_t first = rank * channels, stream = item / quads, quad = item % quads;
+    const bool active = item < channels, collapses = threadIdx.x < channels;
 
     pdl_trigger();
     // Four channels of one stream a thread.
-    uint2 weights[ROWS];
+    uint2 weights[MINE];
 #pragma unroll
-    for (uint32_t row = 0; row < ROWS; row++) {
-        const uint64_t at = static_cast<uint64_t>(row * 4u + stream) * p.hidden + first + quad * 4u;
+    for (uint32_t row = 0; row < MINE; row++) {
+        const uint64_t at = static_cast<uint64_t>((half * MINE + row) * 4u + stream) * p.hidden + first + quad * 4u;
         weights[row] = active ? load_weights8(p.projection + at) : make_uint2(0, 0);
     }
     const float base = lane < ROWS ? p.base[lane] : 0.0f;
@@ -105,59 +119,58 @@ template <uint32_t ROWS> DEVICE void enter(const HyperEnterParams& p, float* sha
         } else if (active) {
             s = *reinterpret_cast<const float4*>(state + static_cast<uint64_t>(stream) * p.hidden);
         }
-        if (active) reinterpret_cast<float4*>(streams)[stream * quads + quad] = s;
+        if (active && half == 0) reinterpret_cast<float4*>(streams)[stream * quads + quad] = s;
 
-        float sums[32] = {};
+        float sums[16] = {};
 #pragma unroll
-        for (uint32_t row = 0; row < ROWS; row++) {
+        for (uint32_t row = 0; row < MINE; row++) {
             const float2 low = unpack_f16x2(weights[row].x), high = unpack_f16x2(weights[row].y);
             sums[row] = fmaf(low.x, s.x, fmaf(low.y, s.y, fmaf(high.x, s.z, high.y * s.w)));
         }
-        sums[ROWS] = fmaf(s.x, s.x, fmaf(s.y, s.y, fmaf(s.z, s.z, s.w * s.w)));
-        of_warps[warp * 32u + lane] = warp_totals(sums);
+        sums[MINE] = fmaf(s.x, s.x, fmaf(s.y, s.y, fmaf(s.z, s.z, s.w * s.w)));
+        const float total = warp_totals(sums);
+        if (lane < 16u) of_warps[warp * 16u + lane] = total;
         __syncthreads();
         // All have read the old state.
-        if (active && p.y != nullptr) *reinterpret_cast<float4*>(state + static_cast<uint64_t>(stream) * p.hidden) = s;
-        if (warp < BLOCKS) {
+        if (active && half == 0 && p.y != nullptr) *reinterpret_cast<float4*>(state + static_cast<uint64_t>(stream) * p.hidden) = s;
+        for (uint32_t b = warp; b < BLOCKS; b += WARPS) {
+            // Lane l has row l; the lane after the last row the squares.
+            const uint32_t of_half = lane < ROWS ? lane / MINE : 0u, value = lane < ROWS ? lane % MINE : MINE;
             float sum = 0.0f;
-            for (uint32_t w = 0; w < WARPS; w++) sum += of_warps[w * 32u + lane];
-            cluster_shared(of_blocks, warp)[rank * 32u + lane] = sum;
+            if (lane <= ROWS) {
+                for (uint32_t w = 0; w < WARPS / 2u; w++) sum += of_warps[(of_half * (WARPS / 2u) + w) * 16u + value];
+            }
+            cluster_shared(of_blocks, b)[rank * 32u + lane] = sum;
         }
         cluster_sync();
         if (warp == 0) {
-            float sum = 0.0f;
-            for (uint32_t b = 0; b < BLOCKS; b++) sum += of_blocks[b * 32u + lane];
-            const float mean = shuffle(sum, ROWS) / static_cast<float>(4u * p.hidden);
-            const float logit = fmaf(sum * (1.0f / sqrtf(mean + p.mix_norm_eps)), scale, base);
-            float own = gate(logit);
-            if (lane < 4u) {
-                own += p.eps;
-                gates[lane] = own;
-            } else if (lane < 8u) {
-                own *= 2.0f;
-            }
-            if (ROWS != 4u) {
-                float c[4][4];
-                sinkhorn(c, logit, p.iterations, p.eps);
-#pragma unroll
-                for (uint32_t i = 0; i < 16; i++) own = lane == 8u + i ? c[i / 4u][i % 4u] : own;
-                if (rank == 0 && lane < 24u) p.mix[token * 24u + lane] = own;
-            }
+            const float own = gate(logit_of<ROWS, BLOCKS>(p, of_blocks, scale, base)) + p.eps;
+            if (lane < 4u) gates[lane] = own;
         }
         __syncthreads();
         float x = 0.0f;
-        if (active) {
+        if (collapses) {
 #pragma unroll
             for (uint32_t from = 0; from < 4; from++) x = fmaf(gates[from], streams[from * channels + threadIdx.x], x);
         }
         const float square = warp_sum(x * x);
         if (lane < BLOCKS) cluster_shared(squares, lane)[rank * WARPS + warp] = square;
-        cluster_sync();
+        cluster_arrive();
+        // A warp that has no channels to collapse has the time for the matrix.
+        if (ROWS != 4u && rank == 0 && warp == WARPS - 1u) {
+            const float logit = logit_of<ROWS, BLOCKS>(p, of_blocks, scale, base);
+            float own = lane < 4u ? gate(logit) + p.eps : 2.0f * gate(logit), c[4][4];
+            sinkhorn(c, logit, p.iterations, p.eps);
+#pragma unroll
+            for (uint32_t i = 0; i < 16; i++) own = lane == 8u + i ? c[i / 4u][i % 4u] : own;
+            if (lane < 24u) p.mix[token * 24u + lane] = own;
+        }
+        cluster_wait();
         float all = 0.0f;
 #pragma unroll
         for (uint32_t i = 0; i < BLOCKS * WARPS / 32u; i++) all += squares[i * 32u + lane];
         const float norm = 1.0f / sqrtf(warp_sum(all) / static_cast<float>(p.hidden) + p.norm_eps);
-        if (active) {
+        if (collapses) {
             const uint32_t channel = first + threadIdx.x;
             p.out[static_cast<uint64_t>(token) * p.hidden + channel] = x * norm * p.norm[channel];
         }
@@ -166,12 +179,20 @@ template <uint32_t ROWS> DEVICE void enter(const HyperEnterParams& p, float* sha
 
 }  // namespace
 
-// Grid: clusters of eight blocks, any number of them. Shared memory: (hidden / 2 + 900) · 4.
-KERNEL(hyper_enter, HyperEnterParams, 512) {
+// Names: blocks of a cluster. Grid: any number of clusters. Shared memory: (4 hidden / blocks + 1280) · 4.
+KERNEL(hyper_enter_8, HyperEnterParams, 1024) {
     SHARED(float, shared);
-    enter<24>(p, shared);
+    enter<24, 8>(p, shared);
 }
-KERNEL(hyper_leave, HyperEnterParams, 512) {
+KERNEL(hyper_enter_16, HyperEnterParams, 512) {
     SHARED(float, shared);
-    enter<4>(p, shared);
+    enter<24, 16>(p, shared);
+}
+KERNEL(hyper_leave_8, HyperEnterParams, 1024) {
+    SHARED(float, shared);
+    enter<4, 8>(p, shared);
+}
+KERNEL(hyper_leave_16, HyperEnterParams, 512) {
+    SHARED(float, shared);
+    enter<4, 16>(p, shared);
 }

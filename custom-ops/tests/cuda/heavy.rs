@@ -4,8 +4,9 @@ use bytes::Bytes;
 use candle_core::{Device, Result, Tensor};
 use candle_ds4_ops::{
     append_rows, experts, grouped_matmul, kv_round_trip, matmul, matmuls, routed_experts,
-    select_rows, sink_attention, turned_attention, write_rings, Choice, Compressed, Format, Matrix,
-    Mlp, Ragged, Ring, RopeTable, Rounding, RowFormat, Rows, Selection, Yarn, NO_ROW,
+    select_rows, select_rows_raw, sink_attention, turned_attention, write_rings, Choice,
+    Compressed, Format, Matrix, Mlp, Ragged, Ring, RopeTable, Rounding, RowFormat, Rows, Selection,
+    Yarn, NO_ROW,
 };
 use rand::rngs::StdRng;
 use rand::Rng;

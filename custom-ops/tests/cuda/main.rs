@@ -93,8 +93,8 @@ pub fn compare(case: &str, tolerance: f64, f: impl Fn(&Place, &Workspace) -> Res
         let got = run(&place, &f).unwrap_or_else(|error| panic!("{case}, place {index}: {error}"));
         assert_eq!(got.len(), want.len());
         for (output, (got, want)) in got.iter().zip(&want).enumerate() {
-            check(&format!("{case}, place {index}, output {output}"), tolerance, got, want)
-                .unwrap();
+            let case = format!("{case}, place {index}, output {output}");
+            check(&case, tolerance, got, want).unwrap_or_else(|difference| panic!("{difference}"));
         }
         let again = run(&place, &f).unwrap();
         for (output, (a, b)) in got.iter().zip(&again).enumerate() {

@@ -140,7 +140,7 @@ fn hyper_connections() {
 fn ways_into_sub_layers() {
     let mut rng = random();
     let params = MixParams { streams: 4, sinkhorn_iterations: 20, eps: 1e-6, norm_eps: 1e-6 };
-    for (tokens, hidden) in [(1, 4096), (3, 256), (19, 512), (70, 256), (2, 96)] {
+    for (tokens, hidden) in [(1, 4096), (3, 1024), (19, 512), (70, 512), (2, 96)] {
         let state = normal(&mut rng, &[tokens, 4, hidden]);
         let [layer, head] = [24, 4].map(|rows| matrix(&mut rng, Format::F16, rows, 4 * hidden));
         let (base, scale) = (normal(&mut rng, &[24]), (normal(&mut rng, &[3]) * 0.1).unwrap());
