@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Result};
+use candle_core::{Device, Result, Tensor};
 use candle_ds4_ops::{PoolState, Pooling, Ring, RowFormat, Rows};
 
 use super::REWIND_TOKENS;
@@ -95,6 +95,20 @@ impl LayerCache {
             compressed: CompressorCache::new(kind, row_format(config), device)?,
             keys,
         })
+    }
+
+    /// As if `tokens` tokens had been there, of random numbers.
+    pub(super) fn make_up(&mut self, tokens: usize) -> Result<()> {
+        let random = |ring: &Ring| Tensor::randn(0f32, 1.0, ring.data().dims(), ring.data().device());
+        let fill = |ring: &Ring| ring.fill(&random(ring)?);
+        fill(&self.window)?;
+        for list in self.lists_mut() {
+            fill(&list.state.values)?;
+            fill(&list.state.gates)?;
+            let (format, device) = (list.rows.format(), list.state.values.data().device().clone());
+            list.rows = Rows::made_up(list.ratio, format, tokens / list.ratio, &device)?;
+        }
+        Ok(())
     }
 
     pub(super) fn duplicate(&self) -> Result<Self> {

@@ -93,6 +93,18 @@ impl Cache {
         })
     }
 
+    /// The cache of a sequence of `tokens` tokens that never were: for measurements at contexts that would
+    /// take long to read.
+    ///
+    /// # Errors
+    /// If the device has no memory left.
+    pub fn made_up(config: &Config, device: &Device, tokens: usize) -> Result<Self> {
+        let mut cache = Self::new(config, device)?;
+        cache.layers.iter_mut().try_for_each(|layer| layer.make_up(tokens))?;
+        (cache.len, cache.oldest) = (tokens, tokens);
+        Ok(cache)
+    }
+
     /// Which layers these are: the number changes when [`Cache::clear`] or [`Cache::restore`] replace
     /// them.
     pub(crate) fn layers_id(&self) -> u64 {

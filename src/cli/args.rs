@@ -244,6 +244,9 @@ pub struct BenchArgs {
     /// Draw a chart
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
+    /// Make contexts up instead of reading them: for decoding at lengths that take long to read
+    #[arg(long)]
+    pub made_up_cache: bool,
     /// Show where the time of a step goes, at the last context
     #[arg(long)]
     pub profile: bool,

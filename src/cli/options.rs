@@ -374,6 +374,7 @@ impl Bench {
             csv: args.csv.clone(),
             json: args.json,
             svg: args.svg.clone(),
+            made_up_cache: args.made_up_cache,
             profile: args.profile,
         };
         // A mistake is known before a model is loaded.

@@ -155,10 +155,12 @@ template <uint32_t ROWS, uint32_t BLOCKS> DEVICE void enter(const HyperEnterPara
         }
         const float square = warp_sum(x * x);
         if (lane < BLOCKS) cluster_shared(squares, lane)[rank * WARPS + warp] = square;
+        // A warp that has no channels to collapse has the time for the matrix. What the others have sent is
+        // overwritten once all have arrived.
+        const bool mixes = ROWS != 4u && rank == 0 && warp == WARPS - 1u;
+        const float logit = mixes ? logit_of<ROWS, BLOCKS>(p, of_blocks, scale, base) : 0.0f;
         cluster_arrive();
-        // A warp that has no channels to collapse has the time for the matrix.
-        if (ROWS != 4u && rank == 0 && warp == WARPS - 1u) {
-            const float logit = logit_of<ROWS, BLOCKS>(p, of_blocks, scale, base);
+        if (mixes) {
             float own = lane < 4u ? gate(logit) + p.eps : 2.0f * gate(logit), c[4][4];
             sinkhorn(c, logit, p.iterations, p.eps);
 #pragma unroll

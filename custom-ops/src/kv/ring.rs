@@ -37,6 +37,17 @@ impl Ring {
         self.data.elem_count() * 4
     }
 
+    /// Writes all slots.
+    ///
+    /// # Errors
+    /// If `rows` is not as the data.
+    pub fn fill(&self, rows: &Tensor) -> Result<()> {
+        if rows.dims() != self.data.dims() {
+            bail!("ring: {:?} into {:?}", rows.dims(), self.data.dims());
+        }
+        self.data.slice_set(rows, 0, 0)
+    }
+
     /// A copy that shares nothing.
     ///
     /// # Errors

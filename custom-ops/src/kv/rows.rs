@@ -46,6 +46,42 @@ impl Rows {
         }
     }
 
+    /// `count` rows of random numbers, page after page the same few: for measurements, which do not mind
+    /// what rows say.
+    ///
+    /// # Errors
+    /// If the format cannot hold rows of its width, or the device has no memory left.
+    pub fn made_up(ratio: usize, format: RowFormat, count: usize, device: &Device) -> Result<Self> {
+        const PAGES: usize = 8;
+        let mut rows = Self::with_format(ratio, format, device);
+        let width = format.width();
+        let mut pages = Vec::with_capacity(PAGES);
+        for _ in 0..PAGES {
+            let values = Tensor::randn(0f32, 1.0, (rows.page_rows, width), &Device::Cpu)?;
+            match format {
+                RowFormat::F32 { .. } => {}
+                RowFormat::Fp8 { nope, .. } => crate::kv_round_trip(&values, nope)?,
+                RowFormat::Fp4 { .. } => crate::hadamard_fp4_round_trip(&values)?,
+            }
+            if let RowFormat::F32 { .. } = format {
+                pages.push(values.to_device(device)?);
+                continue;
+            }
+            let row_bytes = format.row_bytes();
+            let mut bytes = vec![0; rows.page_rows * row_bytes];
+            let of_rows = values.flatten_all()?.to_vec1::<f32>()?;
+            for (row, bytes) in of_rows.chunks(width).zip(bytes.chunks_mut(row_bytes)) {
+                format.pack(row, bytes).map_err(candle_core::Error::wrap)?;
+            }
+            pages.push(Tensor::from_vec(bytes, (rows.page_rows, row_bytes), device)?);
+        }
+        for index in 0..count.div_ceil(rows.page_rows) {
+            rows.pages.push(Arc::new(pages[index % PAGES].copy()?));
+        }
+        rows.len = count;
+        Ok(rows)
+    }
+
     /// Rows present.
     pub fn len(&self) -> usize {
         self.len

@@ -69,6 +69,8 @@ pub struct Bench {
     pub json: bool,
     /// A chart.
     pub svg: Option<PathBuf>,
+    /// Contexts are made up but for their last token.
+    pub made_up_cache: bool,
     /// Where a step's time goes.
     pub profile: bool,
 }
@@ -228,6 +230,7 @@ struct Run<'a> {
     copies: Vec<Cache>,
     chunk: usize,
     gen_tokens: usize,
+    made_up: bool,
     classes: Vec<Class>,
 }
 
@@ -244,12 +247,17 @@ impl<'a> Run<'a> {
             copies,
             chunk: bench.chunk.unwrap_or(own),
             gen_tokens: bench.gen_tokens,
+            made_up: bench.made_up_cache,
             classes: Vec::new(),
         })
     }
 
     /// Reads up to the end of `ids`, then generates from there and goes back.
     fn measure(&mut self, ids: &[u32], profiled: bool) -> Result<Row> {
+        if self.made_up {
+            let (config, device) = (self.model.config(), self.model.device());
+            self.cache = Cache::made_up(config, device, ids.len() - 1)?;
+        }
         let known = self.cache.len();
         let began = Instant::now();
         let scores = self.read(&ids[known..])?;

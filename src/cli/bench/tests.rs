@@ -16,6 +16,7 @@ fn bench() -> Bench {
         csv: None,
         json: false,
         svg: None,
+        made_up_cache: false,
         profile: false,
     }
 }
@@ -87,6 +88,13 @@ fn a_sequence_is_back_where_it_was_after_each_context() {
     let mut plain = Run::new(&engine, &bench).unwrap();
     assert_eq!(scores, plain.read(&ids[..40]).unwrap());
     assert_eq!(measured.cache.len(), 40);
+}
+
+#[test]
+fn contexts_that_are_made_up_are_not_read() {
+    let table = run(&Bench { made_up_cache: true, ctx_max: 16, ..bench() }, &engine()).unwrap();
+    let row = table.lines().nth(1).unwrap();
+    assert!(row.starts_with("16,1,"), "{row}");
 }
 
 #[test]
