@@ -64,9 +64,9 @@ inline void time_gemm(const char* name, uint32_t format, uint32_t rows, uint32_t
     const RandomWeight w(format, 1, rows, cols, true);
     Buffer<uint16_t> x(size_t(tokens) * groups * cols, 0x11);
     Buffer<float> out(size_t(tokens) * rows);
-    for (bool wide : {true, false}) {
-        const double us = microseconds(4, [&](uint32_t) { run_gemm({x.get(), out.get(), w.weight(), tokens, groups}, wide); });
-        row_flops(std::string(name) + ", " + std::to_string(tokens) + " tokens, " + (wide ? "256 x 128" : "128 x 64"), us, 2.0 * tokens * rows * cols);
+    for (const Tiles& tiles : GEMM_TILES) {
+        const double us = microseconds(4, [&](uint32_t) { run_gemm({x.get(), out.get(), w.weight(), tokens, groups}, tiles); });
+        row_flops(std::string(name) + ", " + std::to_string(tokens) + " tokens, " + name_of(tiles), us, 2.0 * tokens * rows * cols);
     }
 }
 

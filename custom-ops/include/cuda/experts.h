@@ -34,6 +34,9 @@ struct ExpertsDownParams {
     uint32_t rounds;  // tiles of 16 rows of a block at most
 };
 
+// Pairs of an item of the kernels for Hopper's matrix units, at most.
+#define EXPERTS_WIDE_ITEM 128u
+
 // Work on one expert: pairs `order[start .. start + count]`.
 struct ExpertsItem {
     uint32_t expert;

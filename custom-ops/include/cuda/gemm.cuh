@@ -10,6 +10,13 @@
 #include "memory.cuh"
 #include "mma.cuh"
 
+// Where column `c` of 32 lies among halves in this order.
+DEVICE uint32_t half_at(uint32_t c, uint32_t order) {
+    const bool q8_0 = order == HALVES_FOR_Q8_0 || order == HALVES_OF_Q8_0_FOR_WGMMA;
+    const uint32_t at = q8_0 ? c % 16u / 4u * 8u + c / 16u * 4u + c % 4u : c;
+    return order >= HALVES_FOR_WGMMA ? at % 8u / 2u * 8u + at / 8u * 2u + at % 2u : at;
+}
+
 // Shared memory of the tables with which IQ2_XXS is decoded.
 #define IQ2_XXS_TABLE_BYTES (384u * 128u)
 
@@ -28,8 +35,20 @@ DEVICE uint32_t low_bytes_to_f16x2(uint32_t v) { return byte_perm(v, 0x64646464u
 DEVICE uint32_t high_bytes_to_f16x2(uint32_t v) { return byte_perm(v, 0x64646464u, 0x4342u); }
 
 #define F16X2_ONE 0x3c003c00u
+#define F16X2_EIGHTH 0x30003000u
+#define F16X2_SIXTEENTH 0x2c002c00u
+#define F16X2_4 0x44004400u
+#define F16X2_MINUS_4 0xc400c400u
+#define F16X2_MINUS_64 0xd400d400u
+#define F16X2_MINUS_128 0xd800d800u
 #define F16X2_MINUS_1024 0xe400e400u
 #define F16X2_MINUS_1152 0xe480e480u
+
+// A half twice: the low one of a word, or the high one.
+DEVICE uint32_t low_half_twice(uint32_t v) { return byte_perm(v, v, 0x1010u); }
+DEVICE uint32_t high_half_twice(uint32_t v) { return byte_perm(v, v, 0x3232u); }
+// A whole number below 1024 plus 1024, twice, as halves.
+DEVICE uint32_t count_to_f16x2(uint32_t n) { return n * 0x00010001u + 0x64006400u; }
 
 // Bytes that stand for `byte - 128`, times a scale. The difference is exact; there is one rounding.
 DEVICE void scale_bytes(uint32_t bytes, uint32_t scale, uint32_t& low, uint32_t& high) {
@@ -45,7 +64,8 @@ DEVICE void scale_and_shift_bytes(uint32_t bytes, uint32_t scale, uint32_t shift
 }
 
 // Where a lane's part of 16 rows of a weight is; how 64 columns (a chunk) are fetched, and decoded to
-// the A operands of 32 (a block). Rows past the last are read as the last.
+// the A operands of 32 (a block); how eight chunks from `index` (a multiple of eight) on are announced. Rows
+// past the last are read as the last.
 template <uint32_t FORMAT> struct Rows16;
 
 template <> struct Rows16<WEIGHT_Q8_0> {
@@ -67,6 +87,7 @@ template <> struct Rows16<WEIGHT_Q8_0> {
         c.q[1] = load_weights16(quants + index * (2u * Q8_0_TILE_BYTES) + Q8_0_TILE_BYTES);
         c.s = load_weights8(scales + index / 2u * Q8_0_SCALES_BYTES + index % 2u * 8u);
     }
+    DEVICE_MEMBER void ahead(uint32_t) const {}
     DEVICE_MEMBER void decode(const Chunk& c, uint32_t, uint32_t block, const uint32_t*,
                               uint32_t (&a)[2][4]) const {
         const uint4 q = c.q[block];
@@ -88,6 +109,8 @@ struct TwoRows {
         row[0] = min(tile * 16u + g, w.rows - 1u);
         row[1] = min(tile * 16u + g + 8u, w.rows - 1u);
     }
+    // Registers have no index.
+    DEVICE_MEMBER uint64_t row_of(uint32_t r) const { return r == 0 ? row[0] : row[1]; }
 };
 
 template <> struct Rows16<WEIGHT_F16> : TwoRows {
@@ -111,15 +134,19 @@ template <> struct Rows16<WEIGHT_F16> : TwoRows {
             c.q[r][1] = load_weights16(from + 64);
         }
     }
+    DEVICE_MEMBER void ahead(uint32_t) const {}
     DEVICE_MEMBER void decode(const Chunk& c, uint32_t, uint32_t block, const uint32_t*,
                               uint32_t (&a)[2][4]) const {
+        const uint32_t zero = cols >> 31;
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
+            // In registers of their own, as a compiler believes that may be another value: those of a chunk change
+            // while products in the background read.
             const uint4 q = c.q[r][block];
-            a[0][r] = q.x;
-            a[0][2 + r] = q.y;
-            a[1][r] = q.z;
-            a[1][2 + r] = q.w;
+            a[0][r] = q.x + zero;
+            a[0][2 + r] = q.y + zero;
+            a[1][r] = q.z + zero;
+            a[1][2 + r] = q.w + zero;
         }
     }
 };
@@ -148,21 +175,28 @@ template <> struct Rows16<WEIGHT_IQ2_XXS> : TwoRows {
             c.d[r] = load_weights2(scales + (row[r] * of_row + d_at) * 2u);
         }
     }
+    DEVICE_MEMBER void ahead(uint32_t index) const {
+        const uint32_t t = lane_id() % 4u;
+        if (t < 2u) prefetch_weights(codes + row_of(t) * (blocks * 64u) + index * 16u);
+    }
     DEVICE_MEMBER void decode(const Chunk& c, uint32_t, uint32_t block, const uint32_t* tables,
                               uint32_t (&a)[2][4]) const {
         const uint32_t lane = lane_id(), t = lane % 4u;
+        const uint32_t* digits = tables + lane;
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
             const uint32_t runs = block == 0 ? c.q[r].x : c.q[r].z, signs = block == 0 ? c.q[r].y : c.q[r].w;
-            const uint32_t select = tables[(runs >> 8u * t & 255u) * 32u + lane] |
-                                    tables[8192u + (signs >> 7u * t & 127u) * 32u + lane];
+            const uint32_t select = digits[byte_perm(runs, 0u, 0x4440u | t) * 32u] |
+                                    digits[8192u + (signs >> 7u * t & 127u) * 32u];
             // The magnitudes and their negatives, plus 128.
             const uint32_t low = byte_perm(0x00ab9988u, 0x00556778u, select);
             const uint32_t high = byte_perm(0x00ab9988u, 0x00556778u, select >> 16);
-            const float scale = f16_to_f32(c.d[r]) * static_cast<float>(2u * (signs >> 28) + 1u) * 0.125f;
-            const uint32_t twice = pack_f16x2(scale, scale);
-            scale_bytes(low, twice, a[0][r], a[0][2 + r]);
-            scale_bytes(high, twice, a[1][r], a[1][2 + r]);
+            // d (2s + 1) / 8, rounded once.
+            const uint32_t odd = (signs >> 28) * 0x00020002u + 0x64016401u;
+            const uint32_t eighths = fma_f16x2(odd, F16X2_EIGHTH, F16X2_MINUS_128);
+            const uint32_t scale = mul_f16x2(eighths, c.d[r] * 0x00010001u);
+            scale_bytes(low, scale, a[0][r], a[0][2 + r]);
+            scale_bytes(high, scale, a[1][r], a[1][2 + r]);
         }
     }
 };
@@ -197,17 +231,31 @@ template <> struct Rows16<WEIGHT_Q2_K> : TwoRows {
             c.d[r] = load_weights4(ds + block * 4u);
         }
     }
+    DEVICE_MEMBER void ahead(uint32_t index) const {
+        const uint32_t t = lane_id() % 4u;
+        const uint64_t block = row_of(t % 2u) * blocks + index / 4u;
+        prefetch_weights(t < 2u ? quants - t * 8u + block * 64u : scales + block * 16u);
+    }
     DEVICE_MEMBER void decode(const Chunk& c, uint32_t index, uint32_t block, const uint32_t*,
                               uint32_t (&a)[2][4]) const {
-        const uint32_t j = index % 2u * 2u + block;
+        const uint32_t j = index % 2u * 2u + block, pick = 0x4040u + j * 0x0101u;
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
-            const uint32_t s = c.s[r] >> 8u * j;
-            const float2 d = unpack_f16x2(c.d[r]);
-            const float scale = d.x * static_cast<float>(s & 15u), shift = -d.y * static_cast<float>(s >> 4 & 15u);
-            const uint32_t scales2 = pack_f16x2(scale, scale), shifts = pack_f16x2(shift, shift);
-            scale_and_shift_bytes(c.q[r].x >> 2u * j & 0x03030303u, scales2, shifts, a[0][r], a[0][2 + r]);
-            scale_and_shift_bytes(c.q[r].y >> 2u * j & 0x03030303u, scales2, shifts, a[1][r], a[1][2 + r]);
+            // Scale and minimum are the nibbles of byte j, rounded once when d has been multiplied in.
+            const uint32_t both = byte_perm(c.s[r], 0x64646464u, pick);
+            const uint32_t scales = fma_f16x2(both & 0xff0fff0fu, F16X2_ONE, F16X2_MINUS_1024);
+            const uint32_t minima = fma_f16x2(both & 0xfff0fff0u, F16X2_SIXTEENTH, F16X2_MINUS_64);
+            const uint32_t scale = mul_f16x2(scales, low_half_twice(c.d[r]));
+            const uint32_t shift = mul_f16x2(minima, high_half_twice(c.d[r]) ^ 0x80008000u);
+            // Two bits at the top of a mantissa: 1 + q / 4.
+            const uint32_t four = mul_f16x2(scale, F16X2_4);
+            const uint32_t from = fma_f16x2(scale, F16X2_MINUS_4, shift);
+            const uint32_t x = (c.q[r].x >> 2u * j & 0x03030303u) | 0x3c3c3c3cu;
+            const uint32_t y = (c.q[r].y >> 2u * j & 0x03030303u) | 0x3c3c3c3cu;
+            a[0][r] = fma_f16x2(byte_perm(x, 0u, 0x1404u), four, from);
+            a[0][2 + r] = fma_f16x2(byte_perm(x, 0u, 0x3424u), four, from);
+            a[1][r] = fma_f16x2(byte_perm(y, 0u, 0x1404u), four, from);
+            a[1][2 + r] = fma_f16x2(byte_perm(y, 0u, 0x3424u), four, from);
         }
     }
 };
@@ -236,18 +284,23 @@ template <> struct Rows16<WEIGHT_Q4_K> : TwoRows {
             c.head[r] = load_weights16(heads + block * 16u);
         }
     }
+    DEVICE_MEMBER void ahead(uint32_t index) const {
+        const uint32_t t = lane_id() % 4u;
+        prefetch_weights(quants + (row_of(t % 2u) * blocks + min(index / 4u + t / 2u, blocks - 1u)) * 128u);
+    }
     DEVICE_MEMBER void decode(const Chunk& c, uint32_t index, uint32_t block, const uint32_t*,
                               uint32_t (&a)[2][4]) const {
         const uint32_t j = index % 4u * 2u + block;
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
             const uint4 head = c.head[r];
-            const float2 d = unpack_f16x2(head.x);
             const uint2 s = q4_k_scale(head.y, head.z, head.w, j);
-            const float scale = d.x * static_cast<float>(s.x), shift = -d.y * static_cast<float>(s.y);
-            const uint32_t scales2 = pack_f16x2(scale, scale), shifts = pack_f16x2(shift, shift);
-            scale_and_shift_bytes(c.q[r].x >> 4u * block & 0x0f0f0f0fu, scales2, shifts, a[0][r], a[0][2 + r]);
-            scale_and_shift_bytes(c.q[r].y >> 4u * block & 0x0f0f0f0fu, scales2, shifts, a[1][r], a[1][2 + r]);
+            const uint32_t of_scale = fma_f16x2(count_to_f16x2(s.x), F16X2_ONE, F16X2_MINUS_1024);
+            const uint32_t of_shift = fma_f16x2(count_to_f16x2(s.y), F16X2_ONE, F16X2_MINUS_1024);
+            const uint32_t scale = mul_f16x2(of_scale, low_half_twice(head.x));
+            const uint32_t shift = mul_f16x2(of_shift, high_half_twice(head.x) ^ 0x80008000u);
+            scale_and_shift_bytes(c.q[r].x >> 4u * block & 0x0f0f0f0fu, scale, shift, a[0][r], a[0][2 + r]);
+            scale_and_shift_bytes(c.q[r].y >> 4u * block & 0x0f0f0f0fu, scale, shift, a[1][r], a[1][2 + r]);
         }
     }
 };
