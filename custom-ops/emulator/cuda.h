@@ -68,6 +68,7 @@ std::string run(const L& l, F body) {
 struct Copy {
     void* to;
     const void* from;
+    size_t bytes;
 };
 
 /// A thread's copies in the background: closed groups, oldest first, and the open one.
@@ -80,9 +81,9 @@ inline void finish(Copies& copies, size_t pending) {
     while (copies.groups.size() > pending) {
         for (const Copy& copy : copies.groups.front()) {
             if (copy.from) {
-                memcpy(copy.to, copy.from, 16);
+                memcpy(copy.to, copy.from, copy.bytes);
             } else {
-                memset(copy.to, 0, 16);
+                memset(copy.to, 0, copy.bytes);
             }
         }
         copies.groups.pop_front();
@@ -227,15 +228,16 @@ DEVICE uint2 load_weights8(const void* p) { return load_aligned<uint2>(p); }
 DEVICE uint32_t load_weights4(const void* p) { return load_aligned<uint32_t>(p); }
 DEVICE uint16_t load_weights2(const void* p) { return load_aligned<uint16_t>(p); }
 
-DEVICE void prefetch_weights(const void*) {}
-
-DEVICE void copy16_async_or_zero(void* shared, const void* global, bool copy) {
-    if (reinterpret_cast<uintptr_t>(shared) % 16 || (copy && reinterpret_cast<uintptr_t>(global) % 16)) {
-        emulator::fail("a copy of 16 bytes from %p to %p", global, shared);
+DEVICE void copy_async(void* shared, const void* global, size_t bytes, bool copy) {
+    if (reinterpret_cast<uintptr_t>(shared) % bytes || (copy && reinterpret_cast<uintptr_t>(global) % bytes)) {
+        emulator::fail("a copy of %zu bytes from %p to %p", bytes, global, shared);
     }
-    emulator::thread_state<cuda_emulator::Copies>().open.push_back({shared, copy ? global : nullptr});
+    emulator::thread_state<cuda_emulator::Copies>().open.push_back({shared, copy ? global : nullptr, bytes});
 }
-DEVICE void copy16_async(void* shared, const void* global) { copy16_async_or_zero(shared, global, true); }
+DEVICE void copy16_async_or_zero(void* shared, const void* global, bool copy) { copy_async(shared, global, 16, copy); }
+DEVICE void copy16_async(void* shared, const void* global) { copy_async(shared, global, 16, true); }
+DEVICE void copy8_async(void* shared, const void* global) { copy_async(shared, global, 8, true); }
+DEVICE void copy4_async(void* shared, const void* global) { copy_async(shared, global, 4, true); }
 DEVICE void copy_commit() {
     auto& copies = emulator::thread_state<cuda_emulator::Copies>();
     copies.groups.push_back(std::move(copies.open));
@@ -244,6 +246,14 @@ DEVICE void copy_commit() {
 template <int PENDING>
 DEVICE void copy_wait() {
     cuda_emulator::finish(emulator::thread_state<cuda_emulator::Copies>(), PENDING);
+}
+
+DEVICE uint32_t shared_address(const void* p) {
+    return uint32_t(static_cast<const char*>(p) - static_cast<const char*>(emulator::shared_memory()));
+}
+template <uint32_t OFFSET>
+DEVICE uint32_t load_shared4(uint32_t at) {
+    return load_aligned<uint32_t>(static_cast<const char*>(emulator::shared_memory()) + at + OFFSET);
 }
 
 DEVICE uint32_t shared_add(uint32_t* p, uint32_t value) {

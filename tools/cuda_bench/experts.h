@@ -100,6 +100,7 @@ inline void run_gate_up(const ExpertsGroupedGateUpParams& p, uint32_t items, uin
     shape.shared = (p.gate.format == WEIGHT_IQ2_XXS ? 384 * 128 : 0) + of_item * 512;
     if (is_wide(of_item)) {
         shape.x = multiprocessors();
+        shape.shared = (p.gate.format == WEIGHT_IQ2_XXS ? 384 * 128 : 0) + wide_bytes(p.gate.format, 256, of_item);
         if (p.gate.format == WEIGHT_IQ2_XXS) LAUNCH(experts_gate_up_wide_iq2_xxs, shape, p);
         if (p.gate.format == WEIGHT_Q4_K) LAUNCH(experts_gate_up_wide_q4_k, shape, p);
         if (p.gate.format == WEIGHT_Q8_0) LAUNCH(experts_gate_up_wide_q8_0, shape, p);
@@ -115,6 +116,7 @@ inline void run_down(const ExpertsGroupedDownParams& p, uint32_t items, uint32_t
     shape.shared = (p.down.format == WEIGHT_IQ2_XXS ? 384 * 128 : 0) + of_item * 512;
     if (is_wide(of_item)) {
         shape.x = multiprocessors();
+        shape.shared = wide_bytes(p.down.format, 256, of_item);
         if (p.down.format == WEIGHT_Q2_K) LAUNCH(experts_down_wide_q2_k, shape, p);
         if (p.down.format == WEIGHT_Q4_K) LAUNCH(experts_down_wide_q4_k, shape, p);
         if (p.down.format == WEIGHT_Q8_0) LAUNCH(experts_down_wide_q8_0, shape, p);

@@ -174,6 +174,12 @@ inline uint32_t order_of(uint32_t format, bool wide) {
     return (format == WEIGHT_Q8_0 ? HALVES_FOR_Q8_0 : HALVES_IN_ORDER) + (wide ? HALVES_FOR_WGMMA : HALVES_IN_ORDER);
 }
 
+// Shared memory of a wide block: activations, and the weights of eight warps.
+inline uint32_t wide_bytes(uint32_t format, uint32_t rows, uint32_t tokens) {
+    const uint32_t staged = format == WEIGHT_Q8_0 ? 1088 : format == WEIGHT_F16 ? 2048 : format == WEIGHT_IQ2_XXS ? 320 : format == WEIGHT_Q2_K ? 832 : 768;
+    return 4 * (tokens * 128 + rows / 16 * staged);
+}
+
 #define GEMM_BY_TILES(format)                                                                        \
     do {                                                                                             \
         if (!tiles.wide && tiles.rows == 256) LAUNCH(gemm_##format##_256x128, shape, p);             \
@@ -190,7 +196,7 @@ inline void run_gemm(const GemmParams& p, const Tiles& tiles) {
     shape.y = (rows + tiles.rows - 1) / tiles.rows;
     shape.z = p.groups;
     shape.threads = tiles.wide ? 256 : tiles.rows;
-    shape.shared = tiles.tokens * 512;
+    shape.shared = tiles.wide ? wide_bytes(p.w.format, tiles.rows, tiles.tokens) : tiles.tokens * 512;
     if (p.w.format == WEIGHT_F16) GEMM_BY_TILES(f16); else GEMM_BY_TILES(q8_0);
 }
 

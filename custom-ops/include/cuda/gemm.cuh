@@ -63,9 +63,11 @@ DEVICE void scale_and_shift_bytes(uint32_t bytes, uint32_t scale, uint32_t shift
     high = fma_f16x2(fma_f16x2(high_bytes_to_f16x2(bytes), F16X2_ONE, F16X2_MINUS_1024), scale, shift);
 }
 
-// Where a lane's part of 16 rows of a weight is; how 64 columns (a chunk) are fetched, and decoded to
-// the A operands of 32 (a block); how eight chunks from `index` (a multiple of eight) on are announced. Rows
-// past the last are read as the last.
+// Where a lane's part of 16 rows of a weight is, how 64 columns (a chunk) get to it, and how they are decoded
+// to the A operands of 32 (a block). Rows past the last are read as the last.
+//
+// A chunk is fetched into registers; or the warp copies its rows' part to shared memory in the background
+// (`copy`, STAGED bytes), from where, once that has come and all lanes know, each lane takes what it decodes.
 template <uint32_t FORMAT> struct Rows16;
 
 template <> struct Rows16<WEIGHT_Q8_0> {
@@ -87,7 +89,22 @@ template <> struct Rows16<WEIGHT_Q8_0> {
         c.q[1] = load_weights16(quants + index * (2u * Q8_0_TILE_BYTES) + Q8_0_TILE_BYTES);
         c.s = load_weights8(scales + index / 2u * Q8_0_SCALES_BYTES + index % 2u * 8u);
     }
-    DEVICE_MEMBER void ahead(uint32_t) const {}
+    static constexpr uint32_t STAGED = 1024u + 64u;
+    DEVICE_MEMBER void copy(unsigned char* stage, uint32_t index) const {
+        const uint32_t lane = lane_id();
+        const uint8_t* from = quants + index * (2u * Q8_0_TILE_BYTES);
+        copy16_async(stage + lane * 16u, from);
+        copy16_async(stage + 512u + lane * 16u, from + Q8_0_TILE_BYTES);
+        if (lane % 4u == 0) {
+            copy8_async(stage + 1024u + lane * 2u, scales + index / 2u * Q8_0_SCALES_BYTES + index % 2u * 8u);
+        }
+    }
+    DEVICE_MEMBER void take(Chunk& c, const unsigned char* stage, uint32_t) const {
+        const uint32_t lane = lane_id();
+        c.q[0] = *reinterpret_cast<const uint4*>(stage + lane * 16u);
+        c.q[1] = *reinterpret_cast<const uint4*>(stage + 512u + lane * 16u);
+        c.s = *reinterpret_cast<const uint2*>(stage + 1024u + lane / 4u * 8u);
+    }
     DEVICE_MEMBER void decode(const Chunk& c, uint32_t, uint32_t block, const uint32_t*,
                               uint32_t (&a)[2][4]) const {
         const uint4 q = c.q[block];
@@ -100,17 +117,18 @@ template <> struct Rows16<WEIGHT_Q8_0> {
     }
 };
 
-// What the formats with whole rows share: a lane's rows.
+// What the formats with whole rows share: a lane's rows, and the one that it copies for its warp. Offsets in
+// a matrix are 32 bits.
 struct TwoRows {
-    uint64_t row[2];
+    uint32_t row[2];
+    uint32_t copied;
 
     DEVICE_MEMBER void aim_rows(const Weight& w, uint32_t tile) {
         const uint32_t g = lane_id() / 4u;
         row[0] = min(tile * 16u + g, w.rows - 1u);
         row[1] = min(tile * 16u + g + 8u, w.rows - 1u);
+        copied = min(tile * 16u + lane_id() % 16u, w.rows - 1u);
     }
-    // Registers have no index.
-    DEVICE_MEMBER uint64_t row_of(uint32_t r) const { return r == 0 ? row[0] : row[1]; }
 };
 
 template <> struct Rows16<WEIGHT_F16> : TwoRows {
@@ -129,12 +147,26 @@ template <> struct Rows16<WEIGHT_F16> : TwoRows {
     DEVICE_MEMBER void fetch(Chunk& c, uint32_t index) const {
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
-            const uint8_t* from = plane + (row[r] * cols + index * 64u) * 2u;
+            const uint8_t* from = plane + (static_cast<uint64_t>(row[r]) * cols + index * 64u) * 2u;
             c.q[r][0] = load_weights16(from);
             c.q[r][1] = load_weights16(from + 64);
         }
     }
-    DEVICE_MEMBER void ahead(uint32_t) const {}
+    static constexpr uint32_t STAGED = 2048u;
+    DEVICE_MEMBER void copy(unsigned char* stage, uint32_t index) const {
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            const uint8_t* from = plane + (static_cast<uint64_t>(row[r]) * cols + index * 64u) * 2u;
+            copy16_async(stage + r * 1024u + lane_id() * 16u, from);
+            copy16_async(stage + r * 1024u + 512u + lane_id() * 16u, from + 64);
+        }
+    }
+    DEVICE_MEMBER void take(Chunk& c, const unsigned char* stage, uint32_t) const {
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+            c.q[i / 2u][i % 2u] = *reinterpret_cast<const uint4*>(stage + i * 512u + lane_id() * 16u);
+        }
+    }
     DEVICE_MEMBER void decode(const Chunk& c, uint32_t, uint32_t block, const uint32_t*,
                               uint32_t (&a)[2][4]) const {
         const uint32_t zero = cols >> 31;
@@ -155,10 +187,11 @@ template <> struct Rows16<WEIGHT_IQ2_XXS> : TwoRows {
     const uint8_t* codes;
     const uint8_t* scales;
     uint32_t blocks;
+    uint32_t levels;
 
     struct Chunk {
         uint4 q[2];
-        uint16_t d[2];
+        uint32_t d[2];  // the low half
     };
 
     DEVICE_MEMBER void aim(const Weight& w, uint32_t matrix, uint32_t tile) {
@@ -166,35 +199,52 @@ template <> struct Rows16<WEIGHT_IQ2_XXS> : TwoRows {
         codes = w.plane[0] + matrix * w.stride[0];
         scales = w.plane[1] + matrix * w.stride[1];
         blocks = w.cols / 256u;
+        // The magnitudes plus 128.
+        levels = opaque(0x00ab9988u);
     }
+    // Of the d of chunk `index` in its row.
+    DEVICE_MEMBER uint32_t d_of(uint32_t index) const { return iq2_xxs_d_at(blocks, index / 4u); }
+    DEVICE_MEMBER uint32_t d_row() const { return (blocks + 1u) / 2u * 2u; }
+
     DEVICE_MEMBER void fetch(Chunk& c, uint32_t index) const {
-        const uint32_t of_row = (blocks + 1u) / 2u * 2u, d_at = iq2_xxs_d_at(blocks, index / 4u);
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
-            c.q[r] = load_weights16(codes + row[r] * (blocks * 64u) + index * 16u);
-            c.d[r] = load_weights2(scales + (row[r] * of_row + d_at) * 2u);
+            c.q[r] = load_weights16(codes + (row[r] * (blocks * 64u) + index * 16u));
+            c.d[r] = load_weights2(scales + (row[r] * d_row() + d_of(index)) * 2u);
         }
     }
-    DEVICE_MEMBER void ahead(uint32_t index) const {
-        const uint32_t t = lane_id() % 4u;
-        if (t < 2u) prefetch_weights(codes + row_of(t) * (blocks * 64u) + index * 16u);
+    static constexpr uint32_t STAGED = 256u + 64u;
+    DEVICE_MEMBER void copy(unsigned char* stage, uint32_t index) const {
+        const uint32_t lane = lane_id();
+        if (lane < 16u) {
+            copy16_async(stage + lane * 16u, codes + (copied * (blocks * 64u) + index * 16u));
+            // The word that has it.
+            copy4_async(stage + 256u + lane * 4u, scales + (copied * d_row() + (d_of(index) & ~1u)) * 2u);
+        }
+    }
+    DEVICE_MEMBER void take(Chunk& c, const unsigned char* stage, uint32_t index) const {
+        const uint32_t g = lane_id() / 4u, shift = d_of(index) % 2u * 16u;
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            c.q[r] = *reinterpret_cast<const uint4*>(stage + (g + 8u * r) * 16u);
+            c.d[r] = *reinterpret_cast<const uint32_t*>(stage + 256u + (g + 8u * r) * 4u) >> shift;
+        }
     }
     DEVICE_MEMBER void decode(const Chunk& c, uint32_t, uint32_t block, const uint32_t* tables,
                               uint32_t (&a)[2][4]) const {
-        const uint32_t lane = lane_id(), t = lane % 4u;
-        const uint32_t* digits = tables + lane;
+        const uint32_t lane = lane_id(), t = lane % 4u, at = shared_address(tables + lane);
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
             const uint32_t runs = block == 0 ? c.q[r].x : c.q[r].z, signs = block == 0 ? c.q[r].y : c.q[r].w;
-            const uint32_t select = digits[byte_perm(runs, 0u, 0x4440u | t) * 32u] |
-                                    digits[8192u + (signs >> 7u * t & 127u) * 32u];
+            const uint32_t select = load_shared4<0>(at + byte_perm(runs, 0u, 0x4440u | t) * 128u) |
+                                    load_shared4<32768>(at + (signs >> 7u * t & 127u) * 128u);
             // The magnitudes and their negatives, plus 128.
-            const uint32_t low = byte_perm(0x00ab9988u, 0x00556778u, select);
-            const uint32_t high = byte_perm(0x00ab9988u, 0x00556778u, select >> 16);
+            const uint32_t low = byte_perm(levels, 0x00556778u, select);
+            const uint32_t high = byte_perm(levels, 0x00556778u, select >> 16);
             // d (2s + 1) / 8, rounded once.
             const uint32_t odd = (signs >> 28) * 0x00020002u + 0x64016401u;
             const uint32_t eighths = fma_f16x2(odd, F16X2_EIGHTH, F16X2_MINUS_128);
-            const uint32_t scale = mul_f16x2(eighths, c.d[r] * 0x00010001u);
+            const uint32_t scale = mul_f16x2(eighths, low_half_twice(c.d[r]));
             scale_bytes(low, scale, a[0][r], a[0][2 + r]);
             scale_bytes(high, scale, a[1][r], a[1][2 + r]);
         }
@@ -215,26 +265,40 @@ template <> struct Rows16<WEIGHT_Q2_K> : TwoRows {
 
     DEVICE_MEMBER void aim(const Weight& w, uint32_t matrix, uint32_t tile) {
         aim_rows(w, tile);
-        const uint32_t t = lane_id() % 4u;
-        quants = w.plane[0] + matrix * w.stride[0] + t * 8u;
-        scales = w.plane[1] + matrix * w.stride[1] + t / 2u * 4u;
+        quants = w.plane[0] + matrix * w.stride[0];
+        scales = w.plane[1] + matrix * w.stride[1];
         ds = w.plane[2] + matrix * w.stride[2];
         blocks = w.cols / 256u;
     }
     DEVICE_MEMBER void fetch(Chunk& c, uint32_t index) const {
-        const uint32_t half = index / 2u % 2u;
+        const uint32_t half = index / 2u % 2u, t = lane_id() % 4u;
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
-            const uint64_t block = row[r] * blocks + index / 4u;
-            c.q[r] = load_weights8(quants + block * 64u + half * 32u);
-            c.s[r] = load_weights4(scales + block * 16u + half * 8u);
+            const uint32_t block = row[r] * blocks + index / 4u;
+            c.q[r] = load_weights8(quants + (block * 64u + half * 32u + t * 8u));
+            c.s[r] = load_weights4(scales + (block * 16u + half * 8u + t / 2u * 4u));
             c.d[r] = load_weights4(ds + block * 4u);
         }
     }
-    DEVICE_MEMBER void ahead(uint32_t index) const {
-        const uint32_t t = lane_id() % 4u;
-        const uint64_t block = row_of(t % 2u) * blocks + index / 4u;
-        prefetch_weights(t < 2u ? quants - t * 8u + block * 64u : scales + block * 16u);
+    static constexpr uint32_t STAGED = 512u + 256u + 64u;
+    DEVICE_MEMBER void copy(unsigned char* stage, uint32_t index) const {
+        const uint32_t lane = lane_id(), half = index / 2u % 2u, part = lane / 16u;
+        const uint32_t block = copied * blocks + index / 4u;
+        copy16_async(stage + lane % 16u * 32u + part * 16u, quants + (block * 64u + half * 32u + part * 16u));
+        if (part == 0) {
+            copy16_async(stage + 512u + lane * 16u, scales + block * 16u);
+            copy4_async(stage + 768u + lane * 4u, ds + block * 4u);
+        }
+    }
+    DEVICE_MEMBER void take(Chunk& c, const unsigned char* stage, uint32_t index) const {
+        const uint32_t half = index / 2u % 2u, g = lane_id() / 4u, t = lane_id() % 4u;
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            const uint32_t of_tile = g + 8u * r;
+            c.q[r] = *reinterpret_cast<const uint2*>(stage + of_tile * 32u + t * 8u);
+            c.s[r] = *reinterpret_cast<const uint32_t*>(stage + 512u + of_tile * 16u + half * 8u + t / 2u * 4u);
+            c.d[r] = *reinterpret_cast<const uint32_t*>(stage + 768u + of_tile * 4u);
+        }
     }
     DEVICE_MEMBER void decode(const Chunk& c, uint32_t index, uint32_t block, const uint32_t*,
                               uint32_t (&a)[2][4]) const {
@@ -272,21 +336,32 @@ template <> struct Rows16<WEIGHT_Q4_K> : TwoRows {
 
     DEVICE_MEMBER void aim(const Weight& w, uint32_t matrix, uint32_t tile) {
         aim_rows(w, tile);
-        quants = w.plane[0] + matrix * w.stride[0] + lane_id() % 4u * 8u;
+        quants = w.plane[0] + matrix * w.stride[0];
         heads = w.plane[1] + matrix * w.stride[1];
         blocks = w.cols / 256u;
     }
     DEVICE_MEMBER void fetch(Chunk& c, uint32_t index) const {
+        const uint32_t t = lane_id() % 4u;
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
-            const uint64_t block = row[r] * blocks + index / 4u;
-            c.q[r] = load_weights8(quants + block * 128u + index % 4u * 32u);
+            const uint32_t block = row[r] * blocks + index / 4u;
+            c.q[r] = load_weights8(quants + (block * 128u + index % 4u * 32u + t * 8u));
             c.head[r] = load_weights16(heads + block * 16u);
         }
     }
-    DEVICE_MEMBER void ahead(uint32_t index) const {
-        const uint32_t t = lane_id() % 4u;
-        prefetch_weights(quants + (row_of(t % 2u) * blocks + min(index / 4u + t / 2u, blocks - 1u)) * 128u);
+    static constexpr uint32_t STAGED = 512u + 256u;
+    DEVICE_MEMBER void copy(unsigned char* stage, uint32_t index) const {
+        const uint32_t lane = lane_id(), part = lane / 16u, block = copied * blocks + index / 4u;
+        copy16_async(stage + lane % 16u * 32u + part * 16u, quants + (block * 128u + index % 4u * 32u + part * 16u));
+        if (part == 0) copy16_async(stage + 512u + lane * 16u, heads + block * 16u);
+    }
+    DEVICE_MEMBER void take(Chunk& c, const unsigned char* stage, uint32_t) const {
+        const uint32_t g = lane_id() / 4u, t = lane_id() % 4u;
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            c.q[r] = *reinterpret_cast<const uint2*>(stage + (g + 8u * r) * 32u + t * 8u);
+            c.head[r] = *reinterpret_cast<const uint4*>(stage + 512u + (g + 8u * r) * 16u);
+        }
     }
     DEVICE_MEMBER void decode(const Chunk& c, uint32_t index, uint32_t block, const uint32_t*,
                               uint32_t (&a)[2][4]) const {

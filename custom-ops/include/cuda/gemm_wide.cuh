@@ -8,18 +8,25 @@
 #include "gemm.cuh"
 #include "wgmma.cuh"
 
-// Chunks of activations in shared memory: two under way, one that is multiplied, and one that products of
-// the last chunk may still read.
+// Chunks in shared memory: two under way, one that is multiplied, and one that products of the last chunk may
+// still read.
 #define GEMM_WIDE_STAGES 4u
 
-// `acc[m][n]` += (16 rows of weights m) x (8 tokens n), over all columns, as multiply_tiles. `stages` is
-// GEMM_WIDE_STAGES · 8 NT · 128 bytes, at a multiple of 1,024.
+// Bytes of `stages` below: activations, then each warp's weights.
+template <uint32_t FORMAT, uint32_t MT, uint32_t NT, uint32_t WARPS> DEVICE constexpr uint32_t gemm_wide_bytes() {
+    return GEMM_WIDE_STAGES * (NT * 8u * GEMM_TOKEN_BYTES + WARPS * MT * Rows16<FORMAT>::STAGED);
+}
+
+// `acc[m][n]` += (16 rows of weights m) x (8 tokens n), over all columns, as multiply_tiles. `stages` lies at
+// a multiple of 1,024.
 template <uint32_t FORMAT, uint32_t MT, uint32_t NT, uint32_t WARPS, class X>
 DEVICE void multiply_tiles_wide(const Rows16<FORMAT> (&rows)[MT], uint32_t cols, X x_of, unsigned char* stages,
                                 const uint32_t* tables, float (&acc)[MT][NT][4]) {
     constexpr uint32_t STAGE = NT * 8u * GEMM_TOKEN_BYTES, PIECES = NT * 64u, THREADS = WARPS * 32u;
     constexpr uint32_t MINE = (PIECES + THREADS - 1u) / THREADS;
+    constexpr uint32_t STAGED = Rows16<FORMAT>::STAGED;
     const uint32_t chunks = cols / 64u;
+    unsigned char* weights = stages + GEMM_WIDE_STAGES * STAGE + warp_id() * (GEMM_WIDE_STAGES * MT * STAGED);
 
     // Sixteen bytes of a token's 128. A token that is not there is not read; an address that is stands in
     // for its own.
@@ -36,23 +43,22 @@ DEVICE void multiply_tiles_wide(const Rows16<FORMAT> (&rows)[MT], uint32_t cols,
     }
     const auto copy = [&](uint32_t chunk) {
         if (chunk < chunks) {
-            unsigned char* stage = stages + chunk % GEMM_WIDE_STAGES * STAGE + to;
+            const uint32_t turn = chunk % GEMM_WIDE_STAGES;
+            unsigned char* stage = stages + turn * STAGE + to;
 #pragma unroll
             for (uint32_t i = 0; i < MINE; i++) {
                 if ((i + 1u) * THREADS <= PIECES || first + i * (THREADS / 8u) < NT * 8u) {
                     copy16_async_or_zero(stage + i * (THREADS * 16u), from[i] + chunk * 64u, there >> i & 1u);
                 }
             }
+#pragma unroll
+            for (uint32_t m = 0; m < MT; m++) rows[m].copy(weights + (turn * MT + m) * STAGED, chunk);
         }
         copy_commit();
     };
 
 #pragma unroll
     for (uint32_t i = 0; i + 2 < GEMM_WIDE_STAGES; i++) copy(i);
-    typename Rows16<FORMAT>::Chunk now[MT], next[MT];
-#pragma unroll
-    for (uint32_t m = 0; m < MT; m++) rows[m].fetch(now[m], 0);
-
     // Registers of a product are left alone until it is done: two sets take turns.
     uint32_t a[2][2][4];
     for (uint32_t chunk = 0; chunk < chunks; chunk++) {
@@ -61,16 +67,13 @@ DEVICE void multiply_tiles_wide(const Rows16<FORMAT> (&rows)[MT], uint32_t cols,
         __syncthreads();
         // Here all warps have waited for the products of the chunk before last.
         copy(chunk + GEMM_WIDE_STAGES - 2u);
-        if (chunk % 8u == 0 && chunk + 8u < chunks) {
-#pragma unroll
-            for (uint32_t m = 0; m < MT; m++) rows[m].ahead(chunk + 8u);
-        }
-#pragma unroll
-        for (uint32_t m = 0; m < MT; m++) rows[m].fetch(next[m], min(chunk + 1u, chunks - 1u));
-        const unsigned char* stage = stages + chunk % GEMM_WIDE_STAGES * STAGE;
+        const uint32_t turn = chunk % GEMM_WIDE_STAGES;
+        const unsigned char* stage = stages + turn * STAGE;
+        typename Rows16<FORMAT>::Chunk now[MT];
 #pragma unroll
         for (uint32_t step = 0; step < 2u * MT; step++) {
             const uint32_t block = step / MT, m = step % MT;
+            if (block == 0) rows[m].take(now[m], weights + (turn * MT + m) * STAGED, chunk);
             wgmma_wait<1>();
             rows[m].decode(now[m], chunk, block, tables, a[step % 2u]);
             wgmma_fence(a[step % 2u]);
@@ -78,8 +81,6 @@ DEVICE void multiply_tiles_wide(const Rows16<FORMAT> (&rows)[MT], uint32_t cols,
             wgmma(acc[m], a[step % 2u][1], wgmma_columns(stage, 2u * block + 1u));
             wgmma_commit();
         }
-#pragma unroll
-        for (uint32_t m = 0; m < MT; m++) now[m] = next[m];
     }
     wgmma_wait<0>();
     wgmma_sums(acc);

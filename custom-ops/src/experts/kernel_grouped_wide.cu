@@ -160,7 +160,8 @@ template <uint32_t FORMAT> DEVICE void down_wide(const ExpertsGroupedDownParams&
 
 }  // namespace
 
-// Names: format. Grid: as many blocks as can run at once. Shared memory: the tables for IQ2_XXS, and 64 KB.
+// Names: format. Grid: as many blocks as can run at once. Shared memory: the tables for
+// IQ2_XXS, and gemm_wide_bytes of 128 pairs.
 KERNEL(experts_gate_up_wide_iq2_xxs, ExpertsGroupedGateUpParams, 256) {
     SHARED(unsigned char, shared);
     gate_up_wide<WEIGHT_IQ2_XXS>(p, shared);

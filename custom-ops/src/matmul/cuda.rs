@@ -68,9 +68,28 @@ struct Product {
     groups: u32,
 }
 
-/// How the halves of 32 columns are ordered: for the lanes of Q8_0's tiles, or not at all.
-pub(crate) fn halves_order(format: Format) -> u32 {
-    u32::from(format == Format::Q8_0)
+/// Whether products of many tokens go to Hopper's matrix units: their instructions exist on 9.0 only.
+pub(crate) fn is_wide(gpu: &Gpu) -> bool {
+    gpu.capability() == (9, 0)
+}
+
+/// How the halves of 32 columns are ordered (`HalvesOrder`): for the lanes of Q8_0's tiles or not, for
+/// Hopper's matrix units or not.
+pub(crate) fn halves_order(format: Format, wide: bool) -> u32 {
+    u32::from(format == Format::Q8_0) + if wide { 2 } else { 0 }
+}
+
+/// Shared memory of a block of so many rows and tokens on Hopper's matrix units: four chunks of 64 columns
+/// of activations as halves, and of weights as `Rows16<…>::STAGED` of include/cuda/gemm.cuh says.
+pub(crate) fn wide_bytes(format: Format, rows: usize, tokens: usize) -> usize {
+    let staged = match format {
+        Format::Q8_0 => 1088,
+        Format::Iq2Xxs => 320,
+        Format::Q2K => 832,
+        Format::Q4K => 768,
+        _ => 2048,
+    };
+    4 * (128 * tokens + rows / 16 * staged)
 }
 
 /// Rows `[tokens, width]` f32 to halves in this order.
@@ -327,24 +346,42 @@ fn gemm(
     let name = "matmul";
     let width = groups * w.cols();
     let halves = scratch.take(name, 2 * tokens * width)?;
-    halve_rows(gpu, x, halves, tokens, width, halves_order(w.format()))?;
+    let wide = is_wide(gpu);
+    halve_rows(gpu, x, halves, tokens, width, halves_order(w.format(), wide))?;
     let of_group = w.rows() / groups;
     // Large tiles read less; small ones keep all multiprocessors busy where there is little to do.
-    let wide = groups * of_group.div_ceil(256) * tokens.div_ceil(128) >= gpu.multiprocessors();
-    let (rows, of_block) = if wide { (256, 128) } else { (128, 64) };
-    let kernel = match (w.format(), wide) {
-        (Format::Q8_0, true) => Kernel("gemm_q8_0_256x128"),
-        (Format::Q8_0, false) => Kernel("gemm_q8_0_128x64"),
-        (_, true) => Kernel("gemm_f16_256x128"),
-        (_, false) => Kernel("gemm_f16_128x64"),
+    let busy = |rows: usize, of_block: usize| {
+        groups * of_group.div_ceil(rows) * tokens.div_ceil(of_block) >= gpu.multiprocessors()
+    };
+    let q8_0 = w.format() == Format::Q8_0;
+    let (kernel, rows, of_block, threads) = match wide {
+        true if busy(256, 128) => {
+            let kernel = if q8_0 { "gemm_wide_q8_0_256x128" } else { "gemm_wide_f16_256x128" };
+            (kernel, 256, 128, 256)
+        }
+        true if busy(128, 128) => {
+            let kernel = if q8_0 { "gemm_wide_q8_0_128x128" } else { "gemm_wide_f16_128x128" };
+            (kernel, 128, 128, 256)
+        }
+        true => {
+            let kernel = if q8_0 { "gemm_wide_q8_0_128x64" } else { "gemm_wide_f16_128x64" };
+            (kernel, 128, 64, 256)
+        }
+        false if busy(256, 128) => {
+            (if q8_0 { "gemm_q8_0_256x128" } else { "gemm_f16_256x128" }, 256, 128, 256)
+        }
+        false => (if q8_0 { "gemm_q8_0_128x64" } else { "gemm_f16_128x64" }, 128, 64, 128),
     };
     let params = product(name, gpu, halves, w, out, tokens, groups)?;
-    let launch = Launch::new(tokens.div_ceil(of_block), rows as u32)
+    let launch = Launch::new(tokens.div_ceil(of_block), threads)
         .grid_y(of_group.div_ceil(rows))
         .grid_z(groups)
-        .shared(512 * of_block);
+        .shared(match wide {
+            true => wide_bytes(w.format(), rows, of_block),
+            false => 512 * of_block,
+        });
     // SAFETY: `GemmParams`; shapes were checked by the op, formats and columns by `path`.
-    unsafe { gpu.launch(kernel, launch, &params) }
+    unsafe { gpu.launch(Kernel(kernel), launch, &params) }
 }
 
 fn plain(
