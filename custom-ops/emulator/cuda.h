@@ -405,10 +405,10 @@ inline void finish(Products& products, size_t pending);
 }  // namespace cuda_emulator
 
 DEVICE void shared_written() {}
-DEVICE uint64_t wgmma_columns(const void* stage, uint32_t sixteen) {
-    const auto at = static_cast<const char*>(stage) - static_cast<const char*>(emulator::shared_memory());
+DEVICE uint64_t wgmma_columns(const void* stages) {
+    const auto at = static_cast<const char*>(stages) - static_cast<const char*>(emulator::shared_memory());
     if (at % 1024) emulator::fail("wgmma: columns at %ld of shared memory", long(at));
-    return 1ull << 62 | 64ull << 32 | 1ull << 16 | uint64_t(at + sixteen * 32) >> 4;
+    return 1ull << 62 | 64ull << 32 | 1ull << 16 | uint64_t(at) >> 4;
 }
 DEVICE void wgmma_fence(uint32_t (&)[2][4]) {}
 template <uint32_t NT>

@@ -37,8 +37,6 @@ DEVICE uint32_t high_bytes_to_f16x2(uint32_t v) { return byte_perm(v, 0x64646464
 #define F16X2_ONE 0x3c003c00u
 #define F16X2_EIGHTH 0x30003000u
 #define F16X2_SIXTEENTH 0x2c002c00u
-#define F16X2_4 0x44004400u
-#define F16X2_MINUS_4 0xc400c400u
 #define F16X2_MINUS_64 0xd400d400u
 #define F16X2_MINUS_128 0xd800d800u
 #define F16X2_MINUS_1024 0xe400e400u
@@ -199,8 +197,9 @@ template <> struct Rows16<WEIGHT_IQ2_XXS> : TwoRows {
         codes = w.plane[0] + matrix * w.stride[0];
         scales = w.plane[1] + matrix * w.stride[1];
         blocks = w.cols / 256u;
-        // The magnitudes plus 128.
-        levels = opaque(0x00ab9988u);
+        // The magnitudes plus 128, as something that a compiler believes to differ from lane to lane: it would
+        // move a constant before every use.
+        levels = 0x00ab9988u + (row[0] >> 31);
     }
     // Of the d of chunk `index` in its row.
     DEVICE_MEMBER uint32_t d_of(uint32_t index) const { return iq2_xxs_d_at(blocks, index / 4u); }
@@ -311,15 +310,8 @@ template <> struct Rows16<WEIGHT_Q2_K> : TwoRows {
             const uint32_t minima = fma_f16x2(both & 0xfff0fff0u, F16X2_SIXTEENTH, F16X2_MINUS_64);
             const uint32_t scale = mul_f16x2(scales, low_half_twice(c.d[r]));
             const uint32_t shift = mul_f16x2(minima, high_half_twice(c.d[r]) ^ 0x80008000u);
-            // Two bits at the top of a mantissa: 1 + q / 4.
-            const uint32_t four = mul_f16x2(scale, F16X2_4);
-            const uint32_t from = fma_f16x2(scale, F16X2_MINUS_4, shift);
-            const uint32_t x = (c.q[r].x >> 2u * j & 0x03030303u) | 0x3c3c3c3cu;
-            const uint32_t y = (c.q[r].y >> 2u * j & 0x03030303u) | 0x3c3c3c3cu;
-            a[0][r] = fma_f16x2(byte_perm(x, 0u, 0x1404u), four, from);
-            a[0][2 + r] = fma_f16x2(byte_perm(x, 0u, 0x3424u), four, from);
-            a[1][r] = fma_f16x2(byte_perm(y, 0u, 0x1404u), four, from);
-            a[1][2 + r] = fma_f16x2(byte_perm(y, 0u, 0x3424u), four, from);
+            scale_and_shift_bytes(c.q[r].x >> 2u * j & 0x03030303u, scale, shift, a[0][r], a[0][2 + r]);
+            scale_and_shift_bytes(c.q[r].y >> 2u * j & 0x03030303u, scale, shift, a[1][r], a[1][2 + r]);
         }
     }
 };

@@ -61,6 +61,7 @@ DEVICE void multiply_tiles_wide(const Rows16<FORMAT> (&rows)[MT], uint32_t cols,
     for (uint32_t i = 0; i + 2 < GEMM_WIDE_STAGES; i++) copy(i);
     // Registers of a product are left alone until it is done: two sets take turns.
     uint32_t a[2][2][4];
+    const uint64_t columns = wgmma_columns(stages);
     for (uint32_t chunk = 0; chunk < chunks; chunk++) {
         copy_wait<GEMM_WIDE_STAGES - 3>();
         shared_written();
@@ -68,7 +69,7 @@ DEVICE void multiply_tiles_wide(const Rows16<FORMAT> (&rows)[MT], uint32_t cols,
         // Here all warps have waited for the products of the chunk before last.
         copy(chunk + GEMM_WIDE_STAGES - 2u);
         const uint32_t turn = chunk % GEMM_WIDE_STAGES;
-        const unsigned char* stage = stages + turn * STAGE;
+        const uint64_t b = columns + turn * (STAGE / 16u);
         typename Rows16<FORMAT>::Chunk now[MT];
 #pragma unroll
         for (uint32_t step = 0; step < 2u * MT; step++) {
@@ -77,8 +78,9 @@ DEVICE void multiply_tiles_wide(const Rows16<FORMAT> (&rows)[MT], uint32_t cols,
             wgmma_wait<1>();
             rows[m].decode(now[m], chunk, block, tables, a[step % 2u]);
             wgmma_fence(a[step % 2u]);
-            wgmma(acc[m], a[step % 2u][0], wgmma_columns(stage, 2u * block));
-            wgmma(acc[m], a[step % 2u][1], wgmma_columns(stage, 2u * block + 1u));
+            // Sixteen halves of k are 32 bytes.
+            wgmma(acc[m], a[step % 2u][0], b + 4u * block);
+            wgmma(acc[m], a[step % 2u][1], b + 4u * block + 2u);
             wgmma_commit();
         }
     }

@@ -27,9 +27,9 @@ DEVICE void trap() { asm volatile("trap;"); }
 // What this thread has written to shared memory, matrix units see after the next barrier.
 DEVICE void shared_written() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// B's columns from `stage`, from half `16 sixteen` of k on.
-DEVICE uint64_t wgmma_columns(const void* stage, uint32_t sixteen) {
-    const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(stage)) + sixteen * 32u;
+// B's columns in the stages that begin here. What is `bytes` (a multiple of 16) on: plus `bytes / 16`.
+DEVICE uint64_t wgmma_columns(const void* stages) {
+    const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(stages));
     // Pieces are swizzled over 128 bytes; eight columns are 1,024 bytes apart.
     return (1ull << 62) | (64ull << 32) | (1ull << 16) | (at & 0x3ffffu) >> 4;
 }
@@ -133,7 +133,7 @@ template <uint32_t NT> DEVICE void wgmma(float (&d)[NT][4], const uint32_t (&a)[
 #else
 
 DEVICE void shared_written() {}
-DEVICE uint64_t wgmma_columns(const void*, uint32_t) { return 0; }
+DEVICE uint64_t wgmma_columns(const void*) { return 0; }
 DEVICE void wgmma_fence(uint32_t (&)[2][4]) {}
 DEVICE void wgmma_commit() {}
 template <int PENDING> DEVICE void wgmma_wait() {}
