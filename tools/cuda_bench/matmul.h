@@ -164,7 +164,7 @@ struct Tiles {
     uint32_t rows, tokens;
     bool wide;
 };
-inline const Tiles GEMM_TILES[] = {{256, 128, false}, {128, 64, false}, {256, 128, true}, {128, 128, true}, {128, 64, true}};
+inline const Tiles GEMM_TILES[] = {{256, 128, false}, {128, 64, false}, {128, 256, true}, {128, 128, true}, {128, 64, true}};
 
 inline std::string name_of(const Tiles& tiles) {
     return std::to_string(tiles.rows) + " x " + std::to_string(tiles.tokens) + (tiles.wide ? " wide" : "");
@@ -176,16 +176,16 @@ inline uint32_t order_of(uint32_t format, bool wide) {
 
 // Shared memory of a wide block: activations, and the weights of eight warps.
 inline uint32_t wide_bytes(uint32_t format, uint32_t rows, uint32_t tokens) {
-    const uint32_t staged = format == WEIGHT_Q8_0 ? 1088 : format == WEIGHT_F16 ? 2048 : format == WEIGHT_IQ2_XXS ? 320 : format == WEIGHT_Q2_K ? 832 : 768;
-    return 4 * (tokens * 128 + rows / 16 * staged);
+    const uint32_t of_tile = format == WEIGHT_Q8_0 ? 4352 : format == WEIGHT_F16 ? 8192 : format == WEIGHT_IQ2_XXS ? 2176 : format == WEIGHT_Q2_K ? 2688 : 4608;
+    return tokens * 512 + rows / 16 * of_tile;
 }
 
 #define GEMM_BY_TILES(format)                                                                        \
     do {                                                                                             \
         if (!tiles.wide && tiles.rows == 256) LAUNCH(gemm_##format##_256x128, shape, p);             \
         if (!tiles.wide && tiles.rows == 128) LAUNCH(gemm_##format##_128x64, shape, p);              \
-        if (tiles.wide && tiles.rows == 256) LAUNCH(gemm_wide_##format##_256x128, shape, p);         \
-        if (tiles.wide && tiles.tokens + tiles.rows == 256) LAUNCH(gemm_wide_##format##_128x128, shape, p); \
+        if (tiles.wide && tiles.tokens == 256) LAUNCH(gemm_wide_##format##_128x256, shape, p);       \
+        if (tiles.wide && tiles.tokens == 128) LAUNCH(gemm_wide_##format##_128x128, shape, p); \
         if (tiles.wide && tiles.tokens == 64) LAUNCH(gemm_wide_##format##_128x64, shape, p);         \
     } while (0)
 

@@ -64,8 +64,9 @@ DEVICE void scale_and_shift_bytes(uint32_t bytes, uint32_t scale, uint32_t shift
 // Where a lane's part of 16 rows of a weight is, how 64 columns (a chunk) get to it, and how they are decoded
 // to the A operands of 32 (a block). Rows past the last are read as the last.
 //
-// A chunk is fetched into registers; or the warp copies its rows' part to shared memory in the background
-// (`copy`, STAGED bytes), from where, once that has come and all lanes know, each lane takes what it decodes.
+// A chunk is fetched into registers; or the warp copies SPAN chunks of its rows to shared memory in the
+// background (`copy`, STAGED bytes), from where, once they have come and all lanes know, each lane takes what it
+// decodes. There, sixteen-byte pieces of rows change places so that lanes that read together read all banks.
 template <uint32_t FORMAT> struct Rows16;
 
 template <> struct Rows16<WEIGHT_Q8_0> {
@@ -87,7 +88,7 @@ template <> struct Rows16<WEIGHT_Q8_0> {
         c.q[1] = load_weights16(quants + index * (2u * Q8_0_TILE_BYTES) + Q8_0_TILE_BYTES);
         c.s = load_weights8(scales + index / 2u * Q8_0_SCALES_BYTES + index % 2u * 8u);
     }
-    static constexpr uint32_t STAGED = 1024u + 64u;
+    static constexpr uint32_t SPAN = 1, STAGED = 1024u + 64u;
     DEVICE_MEMBER void copy(unsigned char* stage, uint32_t index) const {
         const uint32_t lane = lane_id();
         const uint8_t* from = quants + index * (2u * Q8_0_TILE_BYTES);
@@ -115,17 +116,14 @@ template <> struct Rows16<WEIGHT_Q8_0> {
     }
 };
 
-// What the formats with whole rows share: a lane's rows, and the one that it copies for its warp. Offsets in
-// a matrix are 32 bits.
+// What the formats with whole rows share: a lane's rows. Offsets in a matrix of blocks are 32 bits.
 struct TwoRows {
     uint32_t row[2];
-    uint32_t copied;
 
     DEVICE_MEMBER void aim_rows(const Weight& w, uint32_t tile) {
         const uint32_t g = lane_id() / 4u;
         row[0] = min(tile * 16u + g, w.rows - 1u);
         row[1] = min(tile * 16u + g + 8u, w.rows - 1u);
-        copied = min(tile * 16u + lane_id() % 16u, w.rows - 1u);
     }
 };
 
@@ -150,7 +148,7 @@ template <> struct Rows16<WEIGHT_F16> : TwoRows {
             c.q[r][1] = load_weights16(from + 64);
         }
     }
-    static constexpr uint32_t STAGED = 2048u;
+    static constexpr uint32_t SPAN = 1, STAGED = 2048u;
     DEVICE_MEMBER void copy(unsigned char* stage, uint32_t index) const {
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
@@ -212,21 +210,24 @@ template <> struct Rows16<WEIGHT_IQ2_XXS> : TwoRows {
             c.d[r] = load_weights2(scales + (row[r] * d_row() + d_of(index)) * 2u);
         }
     }
-    static constexpr uint32_t STAGED = 256u + 64u;
+    static constexpr uint32_t SPAN = 4, STAGED = 1024u + 64u;
     DEVICE_MEMBER void copy(unsigned char* stage, uint32_t index) const {
-        const uint32_t lane = lane_id();
-        if (lane < 16u) {
-            copy16_async(stage + lane * 16u, codes + (copied * (blocks * 64u) + index * 16u));
+        const uint32_t g = lane_id() / 4u, t = lane_id() % 4u;
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            const uint32_t of_tile = g + 8u * r;
+            copy16_async(stage + of_tile * 64u + (t ^ g / 2u) * 16u, codes + (row[r] * (blocks * 64u) + index * 16u + t * 16u));
             // The word that has it.
-            copy4_async(stage + 256u + lane * 4u, scales + (copied * d_row() + (d_of(index) & ~1u)) * 2u);
+            if (t == 0) copy4_async(stage + 1024u + of_tile * 4u, scales + (row[r] * d_row() + (d_of(index) & ~1u)) * 2u);
         }
     }
     DEVICE_MEMBER void take(Chunk& c, const unsigned char* stage, uint32_t index) const {
         const uint32_t g = lane_id() / 4u, shift = d_of(index) % 2u * 16u;
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
-            c.q[r] = *reinterpret_cast<const uint4*>(stage + (g + 8u * r) * 16u);
-            c.d[r] = *reinterpret_cast<const uint32_t*>(stage + 256u + (g + 8u * r) * 4u) >> shift;
+            const uint32_t of_tile = g + 8u * r;
+            c.q[r] = *reinterpret_cast<const uint4*>(stage + of_tile * 64u + (index % 4u ^ g / 2u) * 16u);
+            c.d[r] = *reinterpret_cast<const uint32_t*>(stage + 1024u + of_tile * 4u) >> shift;
         }
     }
     DEVICE_MEMBER void decode(const Chunk& c, uint32_t, uint32_t block, const uint32_t* tables,
@@ -279,24 +280,26 @@ template <> struct Rows16<WEIGHT_Q2_K> : TwoRows {
             c.d[r] = load_weights4(ds + block * 4u);
         }
     }
-    static constexpr uint32_t STAGED = 512u + 256u + 64u;
+    static constexpr uint32_t SPAN = 4, STAGED = 1024u + 256u + 64u;
     DEVICE_MEMBER void copy(unsigned char* stage, uint32_t index) const {
-        const uint32_t lane = lane_id(), half = index / 2u % 2u, part = lane / 16u;
-        const uint32_t block = copied * blocks + index / 4u;
-        copy16_async(stage + lane % 16u * 32u + part * 16u, quants + (block * 64u + half * 32u + part * 16u));
-        if (part == 0) {
-            copy16_async(stage + 512u + lane * 16u, scales + block * 16u);
-            copy4_async(stage + 768u + lane * 4u, ds + block * 4u);
+        const uint32_t g = lane_id() / 4u, t = lane_id() % 4u;
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            const uint32_t of_tile = g + 8u * r, block = row[r] * blocks + index / 4u;
+            copy16_async(stage + of_tile * 64u + (t ^ g / 2u % 2u * 2u) * 16u, quants + (block * 64u + t * 16u));
+            if (t == 0) copy16_async(stage + 1024u + of_tile * 16u, scales + block * 16u);
+            if (t == 1) copy4_async(stage + 1280u + of_tile * 4u, ds + block * 4u);
         }
     }
     DEVICE_MEMBER void take(Chunk& c, const unsigned char* stage, uint32_t index) const {
         const uint32_t half = index / 2u % 2u, g = lane_id() / 4u, t = lane_id() % 4u;
+        const uint32_t piece = (half * 2u + t / 2u) ^ g / 2u % 2u * 2u;
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
             const uint32_t of_tile = g + 8u * r;
-            c.q[r] = *reinterpret_cast<const uint2*>(stage + of_tile * 32u + t * 8u);
-            c.s[r] = *reinterpret_cast<const uint32_t*>(stage + 512u + of_tile * 16u + half * 8u + t / 2u * 4u);
-            c.d[r] = *reinterpret_cast<const uint32_t*>(stage + 768u + of_tile * 4u);
+            c.q[r] = *reinterpret_cast<const uint2*>(stage + of_tile * 64u + piece * 16u + t % 2u * 8u);
+            c.s[r] = *reinterpret_cast<const uint32_t*>(stage + 1024u + of_tile * 16u + half * 8u + t / 2u * 4u);
+            c.d[r] = *reinterpret_cast<const uint32_t*>(stage + 1280u + of_tile * 4u);
         }
     }
     DEVICE_MEMBER void decode(const Chunk& c, uint32_t index, uint32_t block, const uint32_t*,
@@ -341,18 +344,24 @@ template <> struct Rows16<WEIGHT_Q4_K> : TwoRows {
             c.head[r] = load_weights16(heads + block * 16u);
         }
     }
-    static constexpr uint32_t STAGED = 512u + 256u;
+    static constexpr uint32_t SPAN = 4, STAGED = 2048u + 256u;
     DEVICE_MEMBER void copy(unsigned char* stage, uint32_t index) const {
-        const uint32_t lane = lane_id(), part = lane / 16u, block = copied * blocks + index / 4u;
-        copy16_async(stage + lane % 16u * 32u + part * 16u, quants + (block * 128u + index % 4u * 32u + part * 16u));
-        if (part == 0) copy16_async(stage + 512u + lane * 16u, heads + block * 16u);
-    }
-    DEVICE_MEMBER void take(Chunk& c, const unsigned char* stage, uint32_t) const {
         const uint32_t g = lane_id() / 4u, t = lane_id() % 4u;
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
-            c.q[r] = *reinterpret_cast<const uint2*>(stage + (g + 8u * r) * 32u + t * 8u);
-            c.head[r] = *reinterpret_cast<const uint4*>(stage + 512u + (g + 8u * r) * 16u);
+            const uint32_t of_tile = g + 8u * r, block = row[r] * blocks + index / 4u;
+            copy16_async(stage + of_tile * 128u + (t ^ g % 4u * 2u) * 16u, quants + (block * 128u + t * 16u));
+            copy16_async(stage + of_tile * 128u + ((t + 4u) ^ g % 4u * 2u) * 16u, quants + (block * 128u + 64u + t * 16u));
+            if (t == 0) copy16_async(stage + 2048u + of_tile * 16u, heads + block * 16u);
+        }
+    }
+    DEVICE_MEMBER void take(Chunk& c, const unsigned char* stage, uint32_t index) const {
+        const uint32_t g = lane_id() / 4u, t = lane_id() % 4u;
+        const uint32_t piece = (index % 4u * 2u + t / 2u) ^ g % 4u * 2u;
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            c.q[r] = *reinterpret_cast<const uint2*>(stage + (g + 8u * r) * 128u + piece * 16u + t % 2u * 8u);
+            c.head[r] = *reinterpret_cast<const uint4*>(stage + 2048u + (g + 8u * r) * 16u);
         }
     }
     DEVICE_MEMBER void decode(const Chunk& c, uint32_t index, uint32_t block, const uint32_t*,

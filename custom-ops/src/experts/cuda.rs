@@ -168,6 +168,14 @@ impl<'a> Shape<'a> {
                         w.cols()
                     );
                 }
+                // Offsets in one matrix are 32 bits; no format takes more than two bytes a value there.
+                if w.rows().saturating_mul(w.cols()) > u32::MAX as usize / 2 {
+                    bail!(
+                        "experts: no CUDA kernel for {what} {name} [{}, {}]; at most 2^31 values",
+                        w.rows(),
+                        w.cols()
+                    );
+                }
             }
         }
         if self.routed.gate.stack() > MAX_EXPERTS {

@@ -80,16 +80,17 @@ pub(crate) fn halves_order(format: Format, wide: bool) -> u32 {
 }
 
 /// Shared memory of a block of so many rows and tokens on Hopper's matrix units: four chunks of 64 columns
-/// of activations as halves, and of weights as `Rows16<…>::STAGED` of include/cuda/gemm.cuh says.
+/// of activations as halves, and four of weights, or two blocks (`Rows16<…>::STAGED` of
+/// include/cuda/gemm.cuh).
 pub(crate) fn wide_bytes(format: Format, rows: usize, tokens: usize) -> usize {
-    let staged = match format {
-        Format::Q8_0 => 1088,
-        Format::Iq2Xxs => 320,
-        Format::Q2K => 832,
-        Format::Q4K => 768,
-        _ => 2048,
+    let of_tile = match format {
+        Format::Q8_0 => 4 * 1088,
+        Format::Iq2Xxs => 2 * 1088,
+        Format::Q2K => 2 * 1344,
+        Format::Q4K => 2 * 2304,
+        _ => 4 * 2048,
     };
-    4 * (128 * tokens + rows / 16 * staged)
+    512 * tokens + rows / 16 * of_tile
 }
 
 /// Rows `[tokens, width]` f32 to halves in this order.
@@ -349,28 +350,24 @@ fn gemm(
     let wide = is_wide(gpu);
     halve_rows(gpu, x, halves, tokens, width, halves_order(w.format(), wide))?;
     let of_group = w.rows() / groups;
-    // Large tiles read less; small ones keep all multiprocessors busy where there is little to do.
-    let busy = |rows: usize, of_block: usize| {
-        groups * of_group.div_ceil(rows) * tokens.div_ceil(of_block) >= gpu.multiprocessors()
-    };
     let q8_0 = w.format() == Format::Q8_0;
+    // Large tiles read less; small ones keep all multiprocessors, or nearly all, busy where there is little
+    // to do.
+    let busy = |rows: usize, of_block: usize| {
+        let blocks = groups * of_group.div_ceil(rows) * tokens.div_ceil(of_block);
+        blocks + blocks / 16 >= gpu.multiprocessors()
+    };
+    let pick = |of_q8_0, of_f16| Kernel(if q8_0 { of_q8_0 } else { of_f16 });
     let (kernel, rows, of_block, threads) = match wide {
-        true if busy(256, 128) => {
-            let kernel = if q8_0 { "gemm_wide_q8_0_256x128" } else { "gemm_wide_f16_256x128" };
-            (kernel, 256, 128, 256)
+        true if busy(128, 256) => {
+            (pick("gemm_wide_q8_0_128x256", "gemm_wide_f16_128x256"), 128, 256, 256)
         }
         true if busy(128, 128) => {
-            let kernel = if q8_0 { "gemm_wide_q8_0_128x128" } else { "gemm_wide_f16_128x128" };
-            (kernel, 128, 128, 256)
+            (pick("gemm_wide_q8_0_128x128", "gemm_wide_f16_128x128"), 128, 128, 256)
         }
-        true => {
-            let kernel = if q8_0 { "gemm_wide_q8_0_128x64" } else { "gemm_wide_f16_128x64" };
-            (kernel, 128, 64, 256)
-        }
-        false if busy(256, 128) => {
-            (if q8_0 { "gemm_q8_0_256x128" } else { "gemm_f16_256x128" }, 256, 128, 256)
-        }
-        false => (if q8_0 { "gemm_q8_0_128x64" } else { "gemm_f16_128x64" }, 128, 64, 128),
+        true => (pick("gemm_wide_q8_0_128x64", "gemm_wide_f16_128x64"), 128, 64, 256),
+        false if busy(256, 128) => (pick("gemm_q8_0_256x128", "gemm_f16_256x128"), 256, 128, 256),
+        false => (pick("gemm_q8_0_128x64", "gemm_f16_128x64"), 128, 64, 128),
     };
     let params = product(name, gpu, halves, w, out, tokens, groups)?;
     let launch = Launch::new(tokens.div_ceil(of_block), threads)
@@ -381,7 +378,7 @@ fn gemm(
             false => 512 * of_block,
         });
     // SAFETY: `GemmParams`; shapes were checked by the op, formats and columns by `path`.
-    unsafe { gpu.launch(Kernel(kernel), launch, &params) }
+    unsafe { gpu.launch(kernel, launch, &params) }
 }
 
 fn plain(

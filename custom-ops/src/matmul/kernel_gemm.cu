@@ -59,9 +59,9 @@ KERNEL(gemm_q8_0_128x64, GemmParams, 128) {
     SHARED(unsigned char, shared);
     gemm<WEIGHT_Q8_0, 2, 8, 4, false>(p, shared);
 }
-KERNEL(gemm_wide_q8_0_256x128, GemmParams, 256) {
+KERNEL(gemm_wide_q8_0_128x256, GemmParams, 256) {
     SHARED(unsigned char, shared);
-    gemm<WEIGHT_Q8_0, 2, 16, 8, true>(p, shared);
+    gemm<WEIGHT_Q8_0, 1, 32, 8, true>(p, shared);
 }
 KERNEL(gemm_wide_q8_0_128x128, GemmParams, 256) {
     SHARED(unsigned char, shared);
@@ -79,9 +79,9 @@ KERNEL(gemm_f16_128x64, GemmParams, 128) {
     SHARED(unsigned char, shared);
     gemm<WEIGHT_F16, 2, 8, 4, false>(p, shared);
 }
-KERNEL(gemm_wide_f16_256x128, GemmParams, 256) {
+KERNEL(gemm_wide_f16_128x256, GemmParams, 256) {
     SHARED(unsigned char, shared);
-    gemm<WEIGHT_F16, 2, 16, 8, true>(p, shared);
+    gemm<WEIGHT_F16, 1, 32, 8, true>(p, shared);
 }
 KERNEL(gemm_wide_f16_128x128, GemmParams, 256) {
     SHARED(unsigned char, shared);

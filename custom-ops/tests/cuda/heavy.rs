@@ -165,7 +165,8 @@ impl Mixture {
     fn uneven(mut self) -> Self {
         let (tokens, k) = self.ids.dims2().unwrap();
         let last = self.routed[0].stack() as u32 - 1;
-        let mut ids: Vec<u32> = (0..tokens * k).map(|i| if i % 8 == 0 { last } else { 1 }).collect();
+        let mut ids: Vec<u32> =
+            (0..tokens * k).map(|i| if i % 8 == 0 { last } else { 1 }).collect();
         ids[tokens * k / 2] = 0;
         self.ids = Tensor::from_vec(ids, (tokens, k), &Device::Cpu).unwrap();
         self
