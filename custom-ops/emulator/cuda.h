@@ -68,6 +68,7 @@ std::string run(const L& l, F body) {
 struct Copy {
     void* to;
     const void* from;
+    size_t bytes;
 };
 
 /// A thread's copies in the background: closed groups, oldest first, and the open one.
@@ -80,9 +81,9 @@ inline void finish(Copies& copies, size_t pending) {
     while (copies.groups.size() > pending) {
         for (const Copy& copy : copies.groups.front()) {
             if (copy.from) {
-                memcpy(copy.to, copy.from, 16);
+                memcpy(copy.to, copy.from, copy.bytes);
             } else {
-                memset(copy.to, 0, 16);
+                memset(copy.to, 0, copy.bytes);
             }
         }
         copies.groups.pop_front();
@@ -240,13 +241,16 @@ DEVICE uint2 load_weights8(const void* p) { return load_aligned<uint2>(p); }
 DEVICE uint32_t load_weights4(const void* p) { return load_aligned<uint32_t>(p); }
 DEVICE uint16_t load_weights2(const void* p) { return load_aligned<uint16_t>(p); }
 
-DEVICE void copy16_async_or_zero(void* shared, const void* global, bool copy) {
-    if (reinterpret_cast<uintptr_t>(shared) % 16 || (copy && reinterpret_cast<uintptr_t>(global) % 16)) {
-        emulator::fail("a copy of 16 bytes from %p to %p", global, shared);
+DEVICE void copy_async(void* shared, const void* global, size_t bytes, bool copy) {
+    if (reinterpret_cast<uintptr_t>(shared) % bytes || (copy && reinterpret_cast<uintptr_t>(global) % bytes)) {
+        emulator::fail("a copy of %zu bytes from %p to %p", bytes, global, shared);
     }
-    emulator::thread_state<cuda_emulator::Copies>().open.push_back({shared, copy ? global : nullptr});
+    emulator::thread_state<cuda_emulator::Copies>().open.push_back({shared, copy ? global : nullptr, bytes});
 }
-DEVICE void copy16_async(void* shared, const void* global) { copy16_async_or_zero(shared, global, true); }
+DEVICE void copy16_async_or_zero(void* shared, const void* global, bool copy) { copy_async(shared, global, 16, copy); }
+DEVICE void copy16_async(void* shared, const void* global) { copy_async(shared, global, 16, true); }
+DEVICE void copy8_async(void* shared, const void* global) { copy_async(shared, global, 8, true); }
+DEVICE void copy4_async(void* shared, const void* global) { copy_async(shared, global, 4, true); }
 DEVICE void copy_commit() {
     auto& copies = emulator::thread_state<cuda_emulator::Copies>();
     copies.groups.push_back(std::move(copies.open));
@@ -255,6 +259,14 @@ DEVICE void copy_commit() {
 template <int PENDING>
 DEVICE void copy_wait() {
     cuda_emulator::finish(emulator::thread_state<cuda_emulator::Copies>(), PENDING);
+}
+
+DEVICE uint32_t shared_address(const void* p) {
+    return uint32_t(static_cast<const char*>(p) - static_cast<const char*>(emulator::shared_memory()));
+}
+template <uint32_t OFFSET>
+DEVICE uint32_t load_shared4(uint32_t at) {
+    return load_aligned<uint32_t>(static_cast<const char*>(emulator::shared_memory()) + at + OFFSET);
 }
 
 DEVICE uint32_t shared_add(uint32_t* p, uint32_t value) {
@@ -365,6 +377,83 @@ DEVICE void load_tiles_transposed(uint32_t (&r)[4], const void* row,
     const auto out = emulator::warp_meet<cuda_emulator::FourWords>(emulator::ALL_LANES, row,
                                                                    cuda_emulator::tiles<true>, site);
     for (int i = 0; i < 4; i++) r[i] = out.v[i];
+}
+
+// ------------------------------------------------------------------------------------------------
+// wgmma.cuh
+
+#define HAS_WGMMA true
+DEVICE void trap() { emulator::fail("trap"); }
+
+namespace cuda_emulator {
+
+/// A product in the background.
+struct Product {
+    float (*d)[4];
+    const uint32_t* a;
+    uint32_t tiles;
+    uint64_t b;
+};
+
+/// A thread's products: closed groups, oldest first, and the open one.
+struct Products {
+    std::deque<std::vector<Product>> groups;
+    std::vector<Product> open;
+};
+
+/// Two halves of row `k` (even) of column `n`, through a descriptor of pieces swizzled over 128 bytes.
+inline uint32_t two_halves(uint64_t b, uint32_t n, uint32_t k) {
+    if (b >> 62 != 1) emulator::fail("wgmma: columns %llx are not swizzled", (unsigned long long)b);
+    uint32_t at = uint32_t(b & 0x3fff) << 4;
+    at += n / 8 * (uint32_t(b >> 32 & 0x3fff) << 4) + n % 8 * 128 + k * 2;
+    at ^= (at >> 7 & 7u) << 4;
+    if (at + 4 > emulator::machine().launch.shared_bytes) emulator::fail("wgmma reads at %u of shared memory", at);
+    uint32_t two;
+    memcpy(&two, static_cast<const char*>(emulator::shared_memory()) + at, 4);
+    return two;
+}
+
+inline void finish(Products& products, size_t pending);
+
+}  // namespace cuda_emulator
+
+DEVICE void shared_written() {}
+DEVICE uint64_t wgmma_columns(const void* stages) {
+    const auto at = static_cast<const char*>(stages) - static_cast<const char*>(emulator::shared_memory());
+    if (at % 1024) emulator::fail("wgmma: columns at %ld of shared memory", long(at));
+    return 1ull << 62 | 64ull << 32 | 1ull << 16 | uint64_t(at) >> 4;
+}
+DEVICE void wgmma_fence(uint32_t (&)[2][4]) {}
+template <uint32_t NT>
+DEVICE void wgmma(float (&d)[NT][4], const uint32_t (&a)[4], uint64_t b) {
+    emulator::thread_state<cuda_emulator::Products>().open.push_back({d, a, NT, b});
+}
+// A product may be done at once, or as late as its wait: which, is up to the seed.
+DEVICE void wgmma_commit() {
+    auto& products = emulator::thread_state<cuda_emulator::Products>();
+    products.groups.push_back(std::move(products.open));
+    products.open.clear();
+    if (emulator::machine().launch.seed % 2) cuda_emulator::finish(products, 0);
+}
+template <int PENDING>
+DEVICE void wgmma_wait() {
+    cuda_emulator::finish(emulator::thread_state<cuda_emulator::Products>(), PENDING);
+}
+template <uint32_t MT, uint32_t NT>
+DEVICE void wgmma_sums(float (&)[MT][NT][4]) {}
+
+inline void cuda_emulator::finish(Products& products, size_t pending) {
+    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+    while (products.groups.size() > pending) {
+        const auto group = std::move(products.groups.front());
+        products.groups.pop_front();
+        for (const Product& p : group) {
+            const uint32_t a[4] = {p.a[0], p.a[1], p.a[2], p.a[3]};
+            for (uint32_t n = 0; n < p.tiles; n++) {
+                mma_m16n8k16_f16(p.d[n], a, two_halves(p.b, 8 * n + g, 2 * t), two_halves(p.b, 8 * n + g, 8 + 2 * t));
+            }
+        }
+    }
 }
 
 // ------------------------------------------------------------------------------------------------

@@ -99,7 +99,8 @@ impl LayerCache {
 
     /// As if `tokens` tokens had been there, of random numbers.
     pub(super) fn make_up(&mut self, tokens: usize) -> Result<()> {
-        let random = |ring: &Ring| Tensor::randn(0f32, 1.0, ring.data().dims(), ring.data().device());
+        let random =
+            |ring: &Ring| Tensor::randn(0f32, 1.0, ring.data().dims(), ring.data().device());
         let fill = |ring: &Ring| ring.fill(&random(ring)?);
         fill(&self.window)?;
         for list in self.lists_mut() {

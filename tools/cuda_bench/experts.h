@@ -92,24 +92,41 @@ inline void run_one(const Network& routed, const Network* shared, const float* x
         if (format == WEIGHT_F16) EXPERTS_BY_PAIRS(op, f16);                  \
     } while (0)
 
+// Items of 128 pairs are those of the kernels for Hopper.
+inline bool is_wide(uint32_t of_item) { return of_item == EXPERTS_WIDE_ITEM; }
+
 inline void run_gate_up(const ExpertsGroupedGateUpParams& p, uint32_t items, uint32_t of_item) {
     Shape shape;
-    shape.x = (p.gate.rows + 127) / 128;
-    shape.y = items;
     shape.threads = 256;
     shape.shared = (p.gate.format == WEIGHT_IQ2_XXS ? 384 * 128 : 0) + of_item * 512;
+    if (is_wide(of_item)) {
+        shape.x = multiprocessors();
+        shape.shared = (p.gate.format == WEIGHT_IQ2_XXS ? 384 * 128 : 0) + wide_bytes(p.gate.format, 256, of_item);
+        if (p.gate.format == WEIGHT_IQ2_XXS) LAUNCH(experts_gate_up_wide_iq2_xxs, shape, p);
+        if (p.gate.format == WEIGHT_Q4_K) LAUNCH(experts_gate_up_wide_q4_k, shape, p);
+        if (p.gate.format == WEIGHT_Q8_0) LAUNCH(experts_gate_up_wide_q8_0, shape, p);
+        return;
+    }
+    shape.x = (p.gate.rows + 127) / 128;
+    shape.y = items;
     EXPERTS_BY_FORMAT(gate_up, p.gate.format);
 }
 inline void run_down(const ExpertsGroupedDownParams& p, uint32_t items, uint32_t of_item) {
     Shape shape;
-    shape.x = (p.down.rows + 255) / 256;
-    shape.y = items;
     shape.threads = 256;
     shape.shared = (p.down.format == WEIGHT_IQ2_XXS ? 384 * 128 : 0) + of_item * 512;
+    if (is_wide(of_item)) {
+        shape.x = multiprocessors();
+        shape.shared = wide_bytes(p.down.format, 256, of_item);
+        if (p.down.format == WEIGHT_Q2_K) LAUNCH(experts_down_wide_q2_k, shape, p);
+        if (p.down.format == WEIGHT_Q4_K) LAUNCH(experts_down_wide_q4_k, shape, p);
+        if (p.down.format == WEIGHT_Q8_0) LAUNCH(experts_down_wide_q8_0, shape, p);
+        return;
+    }
+    shape.x = (p.down.rows + 255) / 256;
+    shape.y = items;
     EXPERTS_BY_FORMAT(down, p.down.format);
 }
-
-inline uint32_t order_of(uint32_t format) { return format == WEIGHT_Q8_0 ? HALVES_FOR_Q8_0 : HALVES_IN_ORDER; }
 
 // Everything that the grouped path keeps between its launches.
 struct Grouped {
@@ -135,20 +152,20 @@ struct Grouped {
         one.threads = 1024;
         one.shared = (2 * routed.gate.stack + 33) * 4;
         LAUNCH(experts_group, one, group);
-        halve(from, x.get(), tokens, hidden, order_of(routed.gate.format));
+        halve(from, x.get(), tokens, hidden, order_of(routed.gate.format, is_wide(of_item)));
         run_gate_up({x.get(), h.get(), weights, order.get(), items.get(), item_count.get(), routed.gate.weight(),
-                     routed.up.weight(), pairs, k, order_of(routed.down.format), clamp},
+                     routed.up.weight(), pairs, k, order_of(routed.down.format, is_wide(of_item)), clamp},
                     item_limit, of_item);
         run_down({h.get(), terms.get(), order.get(), items.get(), item_count.get(), routed.down.weight(), pairs},
                  item_limit, of_item);
         if (shared) {
             const uint32_t blocks = (tokens + of_item - 1) / of_item;
-            if (order_of(shared->gate.format) != order_of(routed.gate.format)) {
-                halve(from, shared_x.get(), tokens, hidden, order_of(shared->gate.format));
+            if (order_of(shared->gate.format, is_wide(of_item)) != order_of(routed.gate.format, is_wide(of_item))) {
+                halve(from, shared_x.get(), tokens, hidden, order_of(shared->gate.format, is_wide(of_item)));
             }
-            const uint16_t* halves = order_of(shared->gate.format) == order_of(routed.gate.format) ? x.get() : shared_x.get();
+            const uint16_t* halves = order_of(shared->gate.format, is_wide(of_item)) == order_of(routed.gate.format, is_wide(of_item)) ? x.get() : shared_x.get();
             run_gate_up({halves, shared_h.get(), nullptr, nullptr, nullptr, nullptr, shared->gate.weight(),
-                         shared->up.weight(), tokens, 1, order_of(shared->down.format), clamp},
+                         shared->up.weight(), tokens, 1, order_of(shared->down.format, is_wide(of_item)), clamp},
                         blocks, of_item);
             run_down({shared_h.get(), shared_terms.get(), nullptr, nullptr, nullptr, shared->down.weight(), tokens},
                      blocks, of_item);
@@ -236,7 +253,7 @@ struct FewExperts {
 };
 
 inline void check_grouped(uint32_t gate, uint32_t down, uint32_t n, uint32_t hidden, uint32_t inter, uint32_t tokens,
-                          uint32_t k, uint32_t of_item, bool with_shared) {
+                          uint32_t k, uint32_t of_item, bool with_shared, bool uneven = false) {
     const Network routed(gate, down, n, hidden, inter);
     std::unique_ptr<Network> shared;
     if (with_shared) shared = std::make_unique<Network>(WEIGHT_Q8_0, WEIGHT_Q8_0, 1, hidden, 2 * inter);
@@ -244,6 +261,11 @@ inline void check_grouped(uint32_t gate, uint32_t down, uint32_t n, uint32_t hid
     std::vector<uint32_t> ids(tokens * k);
     std::vector<float> weights(tokens * k);
     for (auto& id : ids) id = random_u32() % n;
+    if (uneven) {
+        // One expert with a single pair, some with none, one with nearly all.
+        for (auto& id : ids) id = random_u32() % 8 ? 1 : 3;
+        ids[ids.size() / 2] = 0;
+    }
     for (auto& weight : weights) weight = 0.2f + uniform();
     const Buffer<float> x_there(x), weights_there(weights);
     const Buffer<uint32_t> ids_there(ids);
@@ -333,4 +355,11 @@ inline void check_experts() {
         check_grouped(WEIGHT_Q8_0, WEIGHT_Q8_0, 4, 256, 256, 70, 2, of_item, true);
         check_grouped(WEIGHT_F16, WEIGHT_F16, 1300, 128, 64, 70, 3, of_item, false);
     }
+    const uint32_t wide = EXPERTS_WIDE_ITEM;
+    check_grouped(WEIGHT_IQ2_XXS, WEIGHT_Q2_K, 7, 256, 256, 37, 3, wide, true);
+    check_grouped(WEIGHT_IQ2_XXS, WEIGHT_Q2_K, 5, 768, 512, 65, 4, wide, true, true);
+    check_grouped(WEIGHT_Q4_K, WEIGHT_Q4_K, 5, 512, 256, 33, 2, wide, false);
+    check_grouped(WEIGHT_Q4_K, WEIGHT_Q4_K, 4, 256, 256, 64, 3, wide, true, true);
+    check_grouped(WEIGHT_Q8_0, WEIGHT_Q8_0, 4, 192, 128, 70, 2, wide, true);
+    check_grouped(WEIGHT_Q8_0, WEIGHT_Q8_0, 4, 256, 256, 200, 2, wide, true, true);
 }

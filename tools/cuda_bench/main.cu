@@ -7,6 +7,7 @@
 #include "../../custom-ops/src/attention/kernel_prefill_wgmma.cu"
 #include "../../custom-ops/src/experts/kernel_few.cu"
 #include "../../custom-ops/src/experts/kernel_grouped.cu"
+#include "../../custom-ops/src/experts/kernel_grouped_wide.cu"
 #include "../../custom-ops/src/experts/kernel_groups.cu"
 #include "../../custom-ops/src/experts/kernel_one.cu"
 #include "../../custom-ops/src/indexer/kernel.cu"

@@ -172,31 +172,57 @@ inline void halve(const float* x, uint16_t* halves, uint64_t tokens, uint32_t wi
     LAUNCH(halve_rows, shape, h);
 }
 
-inline void run_gemm(const GemmParams& p, bool wide) {
-    const uint32_t rows = p.w.rows / p.groups, of_block = wide ? 256 : 128, tokens = wide ? 128 : 64;
-    Shape shape;
-    shape.x = (p.tokens + tokens - 1) / tokens;
-    shape.y = (rows + of_block - 1) / of_block;
-    shape.z = p.groups;
-    shape.threads = of_block;
-    shape.shared = tokens * 512;
-    if (p.w.format == WEIGHT_F16) {
-        if (wide) LAUNCH(gemm_f16_256x128, shape, p); else LAUNCH(gemm_f16_128x64, shape, p);
-    } else {
-        if (wide) LAUNCH(gemm_q8_0_256x128, shape, p); else LAUNCH(gemm_q8_0_128x64, shape, p);
-    }
+// Which kernel multiplies many tokens: rows and tokens of its blocks, and whether it is for Hopper.
+struct Tiles {
+    uint32_t rows, tokens;
+    bool wide;
+};
+inline const Tiles GEMM_TILES[] = {{256, 128, false}, {128, 64, false}, {128, 256, true}, {128, 128, true}, {128, 64, true}};
+
+inline std::string name_of(const Tiles& tiles) {
+    return std::to_string(tiles.rows) + " x " + std::to_string(tiles.tokens) + (tiles.wide ? " wide" : "");
 }
 
-inline void check_gemm(uint32_t format, uint32_t rows, uint32_t cols, uint32_t tokens, uint32_t groups, bool wide) {
+inline uint32_t order_of(uint32_t format, bool wide) {
+    return (format == WEIGHT_Q8_0 ? HALVES_FOR_Q8_0 : HALVES_IN_ORDER) + (wide ? HALVES_FOR_WGMMA : HALVES_IN_ORDER);
+}
+
+// Shared memory of a wide block: activations, and the weights of eight warps.
+inline uint32_t wide_bytes(uint32_t format, uint32_t rows, uint32_t tokens) {
+    const uint32_t of_tile = format == WEIGHT_Q8_0 ? 4352 : format == WEIGHT_F16 ? 8192 : format == WEIGHT_IQ2_XXS ? 2176 : format == WEIGHT_Q2_K ? 2688 : 4608;
+    return tokens * 512 + rows / 16 * of_tile;
+}
+
+#define GEMM_BY_TILES(format)                                                                        \
+    do {                                                                                             \
+        if (!tiles.wide && tiles.rows == 256) LAUNCH(gemm_##format##_256x128, shape, p);             \
+        if (!tiles.wide && tiles.rows == 128) LAUNCH(gemm_##format##_128x64, shape, p);              \
+        if (tiles.wide && tiles.tokens == 256) LAUNCH(gemm_wide_##format##_128x256, shape, p);       \
+        if (tiles.wide && tiles.tokens == 128) LAUNCH(gemm_wide_##format##_128x128, shape, p); \
+        if (tiles.wide && tiles.tokens == 64) LAUNCH(gemm_wide_##format##_128x64, shape, p);         \
+    } while (0)
+
+inline void run_gemm(const GemmParams& p, const Tiles& tiles) {
+    const uint32_t rows = p.w.rows / p.groups;
+    Shape shape;
+    shape.x = (p.tokens + tiles.tokens - 1) / tiles.tokens;
+    shape.y = (rows + tiles.rows - 1) / tiles.rows;
+    shape.z = p.groups;
+    shape.threads = tiles.wide ? 256 : tiles.rows;
+    shape.shared = tiles.wide ? wide_bytes(p.w.format, tiles.rows, tiles.tokens) : tiles.tokens * 512;
+    if (p.w.format == WEIGHT_F16) GEMM_BY_TILES(f16); else GEMM_BY_TILES(q8_0);
+}
+
+inline void check_gemm(uint32_t format, uint32_t rows, uint32_t cols, uint32_t tokens, uint32_t groups, const Tiles& tiles) {
     const RandomWeight w(format, 1, rows, cols);
     const std::vector<float> x = normals(size_t(tokens) * groups * cols);
     const Buffer<float> x_there(x);
     Buffer<uint16_t> halves(x.size());
     Buffer<float> out(size_t(tokens) * rows);
-    halve(x_there.get(), halves.get(), tokens, groups * cols, format == WEIGHT_Q8_0 ? HALVES_FOR_Q8_0 : HALVES_IN_ORDER);
-    run_gemm({halves.get(), out.get(), w.weight(), tokens, groups}, wide);
+    halve(x_there.get(), halves.get(), tokens, groups * cols, order_of(format, tiles.wide));
+    run_gemm({halves.get(), out.get(), w.weight(), tokens, groups}, tiles);
     // Weights are rounded to halves too.
-    report(std::string("gemm, ") + (format == WEIGHT_F16 ? "F16 " : "Q8_0 ") + std::to_string(cols) + " -> " +
+    report("gemm " + name_of(tiles) + (format == WEIGHT_F16 ? ", F16 " : ", Q8_0 ") + std::to_string(cols) + " -> " +
                std::to_string(rows) + ", " + std::to_string(tokens) + " tokens, " + std::to_string(groups) + " groups",
            relative_error(out.download(), product(w, through_halves(x), tokens, groups)), format == WEIGHT_F16 ? 2e-6 : 3e-4);
 }
@@ -227,10 +253,10 @@ inline void check_matmul() {
         g_stage = true;
     }
     for (uint32_t format : {WEIGHT_Q8_0, WEIGHT_F16}) {
-        for (bool wide : {false, true}) {
-            check_gemm(format, 300, 128, 70, 1, wide);
-            check_gemm(format, 37, 1024, 33, 1, wide);
-            check_gemm(format, 128, 64, 130, 2, wide);
+        for (const Tiles& tiles : GEMM_TILES) {
+            check_gemm(format, 300, 128, 70, 1, tiles);
+            check_gemm(format, 37, 1024, 33, 1, tiles);
+            check_gemm(format, 128, 64, 130, 2, tiles);
         }
     }
     for (uint32_t format = 0; format < 7; format++) check_plain(format, 21, 512, 5, 1);

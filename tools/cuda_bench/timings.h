@@ -66,9 +66,9 @@ inline void time_gemm(const char* name, uint32_t format, uint32_t rows, uint32_t
     const RandomWeight w(format, 1, rows, cols, true);
     Buffer<uint16_t> x(size_t(tokens) * groups * cols, 0x11);
     Buffer<float> out(size_t(tokens) * rows);
-    for (bool wide : {true, false}) {
-        const double us = microseconds(4, [&](uint32_t) { run_gemm({x.get(), out.get(), w.weight(), tokens, groups}, wide); });
-        row_flops(std::string(name) + ", " + std::to_string(tokens) + " tokens, " + (wide ? "256 x 128" : "128 x 64"), us, 2.0 * tokens * rows * cols);
+    for (const Tiles& tiles : GEMM_TILES) {
+        const double us = microseconds(4, [&](uint32_t) { run_gemm({x.get(), out.get(), w.weight(), tokens, groups}, tiles); });
+        row_flops(std::string(name) + ", " + std::to_string(tokens) + " tokens, " + name_of(tiles), us, 2.0 * tokens * rows * cols);
     }
 }
 
@@ -159,17 +159,19 @@ inline void time_experts() {
         const Buffer<float> x(normals(size_t(tokens) * 4096)), weights(std::vector<float>(tokens * 6, 0.25f));
         const Buffer<uint32_t> ids(draw(tokens));
         Buffer<float> out(x.size());
-        const uint32_t expected = tokens * 6 / 256, of_item = expected < 8 ? 8 : expected < 32 ? 32 : 64;
-        Grouped grouped(routed, &shared, tokens, 6, of_item);
-        grouped.run(x.get(), ids.get(), weights.get(), 10, out.get());
-        const uint32_t pairs = tokens * 6;
-        const ExpertsGroupedGateUpParams gate_up = {grouped.x.get(), grouped.h.get(), weights.get(), grouped.order.get(), grouped.items.get(), grouped.item_count.get(), routed.gate.weight(), routed.up.weight(), pairs, 6, HALVES_IN_ORDER, 10};
-        const ExpertsGroupedDownParams downs = {grouped.h.get(), grouped.terms.get(), grouped.order.get(), grouped.items.get(), grouped.item_count.get(), routed.down.weight(), pairs};
-        const uint32_t count = tokens > 256 ? 3 : 20;
-        const std::string name = std::to_string(tokens) + " tokens, by " + std::to_string(of_item);
-        row_flops(name + ": gate and up", microseconds(count, [&](uint32_t) { run_gate_up(gate_up, grouped.item_limit, of_item); }), 2.0 * pairs * 4096 * 4096);
-        row_flops(name + ": down", microseconds(count, [&](uint32_t) { run_down(downs, grouped.item_limit, of_item); }), 2.0 * pairs * 2048 * 4096);
-        row_flops(name + ": everything", microseconds(count, [&](uint32_t) { grouped.run(x.get(), ids.get(), weights.get(), 10, out.get()); }), 2.0 * (pairs + tokens) * 3 * 2048 * 4096);
+        const uint32_t expected = tokens * 6 / 256;
+        for (uint32_t of_item : {expected < 8 ? 8u : expected < 32 ? 32u : 64u, EXPERTS_WIDE_ITEM}) {
+            Grouped grouped(routed, &shared, tokens, 6, of_item);
+            grouped.run(x.get(), ids.get(), weights.get(), 10, out.get());
+            const uint32_t pairs = tokens * 6, order = order_of(WEIGHT_Q2_K, is_wide(of_item));
+            const ExpertsGroupedGateUpParams gate_up = {grouped.x.get(), grouped.h.get(), weights.get(), grouped.order.get(), grouped.items.get(), grouped.item_count.get(), routed.gate.weight(), routed.up.weight(), pairs, 6, order, 10};
+            const ExpertsGroupedDownParams downs = {grouped.h.get(), grouped.terms.get(), grouped.order.get(), grouped.items.get(), grouped.item_count.get(), routed.down.weight(), pairs};
+            const uint32_t count = tokens > 256 ? 3 : 20;
+            const std::string name = std::to_string(tokens) + " tokens, by " + std::to_string(of_item);
+            row_flops(name + ": gate and up", microseconds(count, [&](uint32_t) { run_gate_up(gate_up, grouped.item_limit, of_item); }), 2.0 * pairs * 4096 * 4096);
+            row_flops(name + ": down", microseconds(count, [&](uint32_t) { run_down(downs, grouped.item_limit, of_item); }), 2.0 * pairs * 2048 * 4096);
+            row_flops(name + ": everything", microseconds(count, [&](uint32_t) { grouped.run(x.get(), ids.get(), weights.get(), 10, out.get()); }), 2.0 * (pairs + tokens) * 3 * 2048 * 4096);
+        }
     }
 }
 

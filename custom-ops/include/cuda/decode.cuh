@@ -36,10 +36,10 @@ DEVICE uint32_t spread_signs(uint32_t seven) {
 
 // The 6-bit scale and minimum of group `j` of 32, of Q4_K's twelve bytes (three words).
 DEVICE uint2 q4_k_scale(uint32_t s0, uint32_t s1, uint32_t s2, uint32_t j) {
-    const uint32_t shift = 8u * (j % 4u);
-    if (j < 4u) return make_uint2(s0 >> shift & 63u, s1 >> shift & 63u);
-    const uint32_t low = s2 >> shift;
-    return make_uint2((low & 15u) | (s0 >> shift & 0xc0u) >> 2, (low >> 4 & 15u) | (s1 >> shift & 0xc0u) >> 2);
+    const uint32_t shift = 8u * (j % 4u), a = s0 >> shift, b = s1 >> shift, c = s2 >> shift;
+    // Chosen, not branched to: a branch would keep products of the matrix units from overlapping.
+    const bool low = j < 4u;
+    return make_uint2(low ? a & 63u : (c & 15u) | (a & 0xc0u) >> 2, low ? b & 63u : (c >> 4 & 15u) | (b & 0xc0u) >> 2);
 }
 
 // Values `8 i ..+8` of row `row` of matrix `matrix`; of a plain format's last ones, zeros past the end.

@@ -41,6 +41,9 @@ struct ExpertsDownParams {
     float clamp;
 };
 
+// Pairs of an item of the kernels for Hopper's matrix units, at most.
+#define EXPERTS_WIDE_ITEM 128u
+
 // Work on one expert: pairs `order[start .. start + count]`.
 struct ExpertsItem {
     uint32_t expert;

@@ -10,6 +10,13 @@
 #include "memory.cuh"
 #include "mma.cuh"
 
+// Where column `c` of 32 lies among halves in this order.
+DEVICE uint32_t half_at(uint32_t c, uint32_t order) {
+    const bool q8_0 = order == HALVES_FOR_Q8_0 || order == HALVES_OF_Q8_0_FOR_WGMMA;
+    const uint32_t at = q8_0 ? c % 16u / 4u * 8u + c / 16u * 4u + c % 4u : c;
+    return order >= HALVES_FOR_WGMMA ? at % 8u / 2u * 8u + at / 8u * 2u + at % 2u : at;
+}
+
 // Shared memory of the tables with which IQ2_XXS is decoded.
 #define IQ2_XXS_TABLE_BYTES (384u * 128u)
 
@@ -28,8 +35,18 @@ DEVICE uint32_t low_bytes_to_f16x2(uint32_t v) { return byte_perm(v, 0x64646464u
 DEVICE uint32_t high_bytes_to_f16x2(uint32_t v) { return byte_perm(v, 0x64646464u, 0x4342u); }
 
 #define F16X2_ONE 0x3c003c00u
+#define F16X2_EIGHTH 0x30003000u
+#define F16X2_SIXTEENTH 0x2c002c00u
+#define F16X2_MINUS_64 0xd400d400u
+#define F16X2_MINUS_128 0xd800d800u
 #define F16X2_MINUS_1024 0xe400e400u
 #define F16X2_MINUS_1152 0xe480e480u
+
+// A half twice: the low one of a word, or the high one.
+DEVICE uint32_t low_half_twice(uint32_t v) { return byte_perm(v, v, 0x1010u); }
+DEVICE uint32_t high_half_twice(uint32_t v) { return byte_perm(v, v, 0x3232u); }
+// A whole number below 1024 plus 1024, twice, as halves.
+DEVICE uint32_t count_to_f16x2(uint32_t n) { return n * 0x00010001u + 0x64006400u; }
 
 // Bytes that stand for `byte - 128`, times a scale. The difference is exact; there is one rounding.
 DEVICE void scale_bytes(uint32_t bytes, uint32_t scale, uint32_t& low, uint32_t& high) {
@@ -44,8 +61,12 @@ DEVICE void scale_and_shift_bytes(uint32_t bytes, uint32_t scale, uint32_t shift
     high = fma_f16x2(fma_f16x2(high_bytes_to_f16x2(bytes), F16X2_ONE, F16X2_MINUS_1024), scale, shift);
 }
 
-// Where a lane's part of 16 rows of a weight is; how 64 columns (a chunk) are fetched, and decoded to
-// the A operands of 32 (a block). Rows past the last are read as the last.
+// Where a lane's part of 16 rows of a weight is, how 64 columns (a chunk) get to it, and how they are decoded
+// to the A operands of 32 (a block). Rows past the last are read as the last.
+//
+// A chunk is fetched into registers; or the warp copies SPAN chunks of its rows to shared memory in the
+// background (`copy`, STAGED bytes), from where, once they have come and all lanes know, each lane takes what it
+// decodes. There, sixteen-byte pieces of rows change places so that lanes that read together read all banks.
 template <uint32_t FORMAT> struct Rows16;
 
 template <> struct Rows16<WEIGHT_Q8_0> {
@@ -67,6 +88,22 @@ template <> struct Rows16<WEIGHT_Q8_0> {
         c.q[1] = load_weights16(quants + index * (2u * Q8_0_TILE_BYTES) + Q8_0_TILE_BYTES);
         c.s = load_weights8(scales + index / 2u * Q8_0_SCALES_BYTES + index % 2u * 8u);
     }
+    static constexpr uint32_t SPAN = 1, STAGED = 1024u + 64u;
+    DEVICE_MEMBER void copy(unsigned char* stage, uint32_t index) const {
+        const uint32_t lane = lane_id();
+        const uint8_t* from = quants + index * (2u * Q8_0_TILE_BYTES);
+        copy16_async(stage + lane * 16u, from);
+        copy16_async(stage + 512u + lane * 16u, from + Q8_0_TILE_BYTES);
+        if (lane % 4u == 0) {
+            copy8_async(stage + 1024u + lane * 2u, scales + index / 2u * Q8_0_SCALES_BYTES + index % 2u * 8u);
+        }
+    }
+    DEVICE_MEMBER void take(Chunk& c, const unsigned char* stage, uint32_t) const {
+        const uint32_t lane = lane_id();
+        c.q[0] = *reinterpret_cast<const uint4*>(stage + lane * 16u);
+        c.q[1] = *reinterpret_cast<const uint4*>(stage + 512u + lane * 16u);
+        c.s = *reinterpret_cast<const uint2*>(stage + 1024u + lane / 4u * 8u);
+    }
     DEVICE_MEMBER void decode(const Chunk& c, uint32_t, uint32_t block, const uint32_t*,
                               uint32_t (&a)[2][4]) const {
         const uint4 q = c.q[block];
@@ -79,9 +116,9 @@ template <> struct Rows16<WEIGHT_Q8_0> {
     }
 };
 
-// What the formats with whole rows share: a lane's rows.
+// What the formats with whole rows share: a lane's rows. Offsets in a matrix of blocks are 32 bits.
 struct TwoRows {
-    uint64_t row[2];
+    uint32_t row[2];
 
     DEVICE_MEMBER void aim_rows(const Weight& w, uint32_t tile) {
         const uint32_t g = lane_id() / 4u;
@@ -106,20 +143,38 @@ template <> struct Rows16<WEIGHT_F16> : TwoRows {
     DEVICE_MEMBER void fetch(Chunk& c, uint32_t index) const {
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
-            const uint8_t* from = plane + (row[r] * cols + index * 64u) * 2u;
+            const uint8_t* from = plane + (static_cast<uint64_t>(row[r]) * cols + index * 64u) * 2u;
             c.q[r][0] = load_weights16(from);
             c.q[r][1] = load_weights16(from + 64);
         }
     }
-    DEVICE_MEMBER void decode(const Chunk& c, uint32_t, uint32_t block, const uint32_t*,
-                              uint32_t (&a)[2][4]) const {
+    static constexpr uint32_t SPAN = 1, STAGED = 2048u;
+    DEVICE_MEMBER void copy(unsigned char* stage, uint32_t index) const {
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
+            const uint8_t* from = plane + (static_cast<uint64_t>(row[r]) * cols + index * 64u) * 2u;
+            copy16_async(stage + r * 1024u + lane_id() * 16u, from);
+            copy16_async(stage + r * 1024u + 512u + lane_id() * 16u, from + 64);
+        }
+    }
+    DEVICE_MEMBER void take(Chunk& c, const unsigned char* stage, uint32_t) const {
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+            c.q[i / 2u][i % 2u] = *reinterpret_cast<const uint4*>(stage + i * 512u + lane_id() * 16u);
+        }
+    }
+    DEVICE_MEMBER void decode(const Chunk& c, uint32_t, uint32_t block, const uint32_t*,
+                              uint32_t (&a)[2][4]) const {
+        const uint32_t zero = cols >> 31;
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            // In registers of their own, as a compiler believes that may be another value: those of a chunk change
+            // while products in the background read.
             const uint4 q = c.q[r][block];
-            a[0][r] = q.x;
-            a[0][2 + r] = q.y;
-            a[1][r] = q.z;
-            a[1][2 + r] = q.w;
+            a[0][r] = q.x + zero;
+            a[0][2 + r] = q.y + zero;
+            a[1][r] = q.z + zero;
+            a[1][2 + r] = q.w + zero;
         }
     }
 };
@@ -128,10 +183,11 @@ template <> struct Rows16<WEIGHT_IQ2_XXS> : TwoRows {
     const uint8_t* codes;
     const uint8_t* scales;
     uint32_t blocks;
+    uint32_t levels;
 
     struct Chunk {
         uint4 q[2];
-        uint16_t d[2];
+        uint32_t d[2];  // the low half
     };
 
     DEVICE_MEMBER void aim(const Weight& w, uint32_t matrix, uint32_t tile) {
@@ -139,30 +195,58 @@ template <> struct Rows16<WEIGHT_IQ2_XXS> : TwoRows {
         codes = w.plane[0] + matrix * w.stride[0];
         scales = w.plane[1] + matrix * w.stride[1];
         blocks = w.cols / 256u;
+        // The magnitudes plus 128, as something that a compiler believes to differ from lane to lane: it would
+        // move a constant before every use.
+        levels = 0x00ab9988u + (row[0] >> 31);
     }
+    // Of the d of chunk `index` in its row.
+    DEVICE_MEMBER uint32_t d_of(uint32_t index) const { return iq2_xxs_d_at(blocks, index / 4u); }
+    DEVICE_MEMBER uint32_t d_row() const { return (blocks + 1u) / 2u * 2u; }
+
     DEVICE_MEMBER void fetch(Chunk& c, uint32_t index) const {
-        const uint32_t of_row = (blocks + 1u) / 2u * 2u, d_at = iq2_xxs_d_at(blocks, index / 4u);
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
-            c.q[r] = load_weights16(codes + row[r] * (blocks * 64u) + index * 16u);
-            c.d[r] = load_weights2(scales + (row[r] * of_row + d_at) * 2u);
+            c.q[r] = load_weights16(codes + (row[r] * (blocks * 64u) + index * 16u));
+            c.d[r] = load_weights2(scales + (row[r] * d_row() + d_of(index)) * 2u);
+        }
+    }
+    static constexpr uint32_t SPAN = 4, STAGED = 1024u + 64u;
+    DEVICE_MEMBER void copy(unsigned char* stage, uint32_t index) const {
+        const uint32_t g = lane_id() / 4u, t = lane_id() % 4u;
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            const uint32_t of_tile = g + 8u * r;
+            copy16_async(stage + of_tile * 64u + (t ^ g / 2u) * 16u, codes + (row[r] * (blocks * 64u) + index * 16u + t * 16u));
+            // The word that has it.
+            if (t == 0) copy4_async(stage + 1024u + of_tile * 4u, scales + (row[r] * d_row() + (d_of(index) & ~1u)) * 2u);
+        }
+    }
+    DEVICE_MEMBER void take(Chunk& c, const unsigned char* stage, uint32_t index) const {
+        const uint32_t g = lane_id() / 4u, shift = d_of(index) % 2u * 16u;
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            const uint32_t of_tile = g + 8u * r;
+            c.q[r] = *reinterpret_cast<const uint4*>(stage + of_tile * 64u + (index % 4u ^ g / 2u) * 16u);
+            c.d[r] = *reinterpret_cast<const uint32_t*>(stage + 1024u + of_tile * 4u) >> shift;
         }
     }
     DEVICE_MEMBER void decode(const Chunk& c, uint32_t, uint32_t block, const uint32_t* tables,
                               uint32_t (&a)[2][4]) const {
-        const uint32_t lane = lane_id(), t = lane % 4u;
+        const uint32_t lane = lane_id(), t = lane % 4u, at = shared_address(tables + lane);
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
             const uint32_t runs = block == 0 ? c.q[r].x : c.q[r].z, signs = block == 0 ? c.q[r].y : c.q[r].w;
-            const uint32_t select = tables[(runs >> 8u * t & 255u) * 32u + lane] |
-                                    tables[8192u + (signs >> 7u * t & 127u) * 32u + lane];
+            const uint32_t select = load_shared4<0>(at + byte_perm(runs, 0u, 0x4440u | t) * 128u) |
+                                    load_shared4<32768>(at + (signs >> 7u * t & 127u) * 128u);
             // The magnitudes and their negatives, plus 128.
-            const uint32_t low = byte_perm(0x00ab9988u, 0x00556778u, select);
-            const uint32_t high = byte_perm(0x00ab9988u, 0x00556778u, select >> 16);
-            const float scale = f16_to_f32(c.d[r]) * static_cast<float>(2u * (signs >> 28) + 1u) * 0.125f;
-            const uint32_t twice = pack_f16x2(scale, scale);
-            scale_bytes(low, twice, a[0][r], a[0][2 + r]);
-            scale_bytes(high, twice, a[1][r], a[1][2 + r]);
+            const uint32_t low = byte_perm(levels, 0x00556778u, select);
+            const uint32_t high = byte_perm(levels, 0x00556778u, select >> 16);
+            // d (2s + 1) / 8, rounded once.
+            const uint32_t odd = (signs >> 28) * 0x00020002u + 0x64016401u;
+            const uint32_t eighths = fma_f16x2(odd, F16X2_EIGHTH, F16X2_MINUS_128);
+            const uint32_t scale = mul_f16x2(eighths, low_half_twice(c.d[r]));
+            scale_bytes(low, scale, a[0][r], a[0][2 + r]);
+            scale_bytes(high, scale, a[1][r], a[1][2 + r]);
         }
     }
 };
@@ -181,33 +265,56 @@ template <> struct Rows16<WEIGHT_Q2_K> : TwoRows {
 
     DEVICE_MEMBER void aim(const Weight& w, uint32_t matrix, uint32_t tile) {
         aim_rows(w, tile);
-        const uint32_t t = lane_id() % 4u;
-        quants = w.plane[0] + matrix * w.stride[0] + t * 8u;
-        scales = w.plane[1] + matrix * w.stride[1] + t / 2u * 4u;
+        quants = w.plane[0] + matrix * w.stride[0];
+        scales = w.plane[1] + matrix * w.stride[1];
         ds = w.plane[2] + matrix * w.stride[2];
         blocks = w.cols / 256u;
     }
     DEVICE_MEMBER void fetch(Chunk& c, uint32_t index) const {
-        const uint32_t half = index / 2u % 2u;
+        const uint32_t half = index / 2u % 2u, t = lane_id() % 4u;
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
-            const uint64_t block = row[r] * blocks + index / 4u;
-            c.q[r] = load_weights8(quants + block * 64u + half * 32u);
-            c.s[r] = load_weights4(scales + block * 16u + half * 8u);
+            const uint32_t block = row[r] * blocks + index / 4u;
+            c.q[r] = load_weights8(quants + (block * 64u + half * 32u + t * 8u));
+            c.s[r] = load_weights4(scales + (block * 16u + half * 8u + t / 2u * 4u));
             c.d[r] = load_weights4(ds + block * 4u);
+        }
+    }
+    static constexpr uint32_t SPAN = 4, STAGED = 1024u + 256u + 64u;
+    DEVICE_MEMBER void copy(unsigned char* stage, uint32_t index) const {
+        const uint32_t g = lane_id() / 4u, t = lane_id() % 4u;
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            const uint32_t of_tile = g + 8u * r, block = row[r] * blocks + index / 4u;
+            copy16_async(stage + of_tile * 64u + (t ^ g / 2u % 2u * 2u) * 16u, quants + (block * 64u + t * 16u));
+            if (t == 0) copy16_async(stage + 1024u + of_tile * 16u, scales + block * 16u);
+            if (t == 1) copy4_async(stage + 1280u + of_tile * 4u, ds + block * 4u);
+        }
+    }
+    DEVICE_MEMBER void take(Chunk& c, const unsigned char* stage, uint32_t index) const {
+        const uint32_t half = index / 2u % 2u, g = lane_id() / 4u, t = lane_id() % 4u;
+        const uint32_t piece = (half * 2u + t / 2u) ^ g / 2u % 2u * 2u;
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            const uint32_t of_tile = g + 8u * r;
+            c.q[r] = *reinterpret_cast<const uint2*>(stage + of_tile * 64u + piece * 16u + t % 2u * 8u);
+            c.s[r] = *reinterpret_cast<const uint32_t*>(stage + 1024u + of_tile * 16u + half * 8u + t / 2u * 4u);
+            c.d[r] = *reinterpret_cast<const uint32_t*>(stage + 1280u + of_tile * 4u);
         }
     }
     DEVICE_MEMBER void decode(const Chunk& c, uint32_t index, uint32_t block, const uint32_t*,
                               uint32_t (&a)[2][4]) const {
-        const uint32_t j = index % 2u * 2u + block;
+        const uint32_t j = index % 2u * 2u + block, pick = 0x4040u + j * 0x0101u;
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
-            const uint32_t s = c.s[r] >> 8u * j;
-            const float2 d = unpack_f16x2(c.d[r]);
-            const float scale = d.x * static_cast<float>(s & 15u), shift = -d.y * static_cast<float>(s >> 4 & 15u);
-            const uint32_t scales2 = pack_f16x2(scale, scale), shifts = pack_f16x2(shift, shift);
-            scale_and_shift_bytes(c.q[r].x >> 2u * j & 0x03030303u, scales2, shifts, a[0][r], a[0][2 + r]);
-            scale_and_shift_bytes(c.q[r].y >> 2u * j & 0x03030303u, scales2, shifts, a[1][r], a[1][2 + r]);
+            // Scale and minimum are the nibbles of byte j, rounded once when d has been multiplied in.
+            const uint32_t both = byte_perm(c.s[r], 0x64646464u, pick);
+            const uint32_t scales = fma_f16x2(both & 0xff0fff0fu, F16X2_ONE, F16X2_MINUS_1024);
+            const uint32_t minima = fma_f16x2(both & 0xfff0fff0u, F16X2_SIXTEENTH, F16X2_MINUS_64);
+            const uint32_t scale = mul_f16x2(scales, low_half_twice(c.d[r]));
+            const uint32_t shift = mul_f16x2(minima, high_half_twice(c.d[r]) ^ 0x80008000u);
+            scale_and_shift_bytes(c.q[r].x >> 2u * j & 0x03030303u, scale, shift, a[0][r], a[0][2 + r]);
+            scale_and_shift_bytes(c.q[r].y >> 2u * j & 0x03030303u, scale, shift, a[1][r], a[1][2 + r]);
         }
     }
 };
@@ -224,16 +331,37 @@ template <> struct Rows16<WEIGHT_Q4_K> : TwoRows {
 
     DEVICE_MEMBER void aim(const Weight& w, uint32_t matrix, uint32_t tile) {
         aim_rows(w, tile);
-        quants = w.plane[0] + matrix * w.stride[0] + lane_id() % 4u * 8u;
+        quants = w.plane[0] + matrix * w.stride[0];
         heads = w.plane[1] + matrix * w.stride[1];
         blocks = w.cols / 256u;
     }
     DEVICE_MEMBER void fetch(Chunk& c, uint32_t index) const {
+        const uint32_t t = lane_id() % 4u;
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
-            const uint64_t block = row[r] * blocks + index / 4u;
-            c.q[r] = load_weights8(quants + block * 128u + index % 4u * 32u);
+            const uint32_t block = row[r] * blocks + index / 4u;
+            c.q[r] = load_weights8(quants + (block * 128u + index % 4u * 32u + t * 8u));
             c.head[r] = load_weights16(heads + block * 16u);
+        }
+    }
+    static constexpr uint32_t SPAN = 4, STAGED = 2048u + 256u;
+    DEVICE_MEMBER void copy(unsigned char* stage, uint32_t index) const {
+        const uint32_t g = lane_id() / 4u, t = lane_id() % 4u;
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            const uint32_t of_tile = g + 8u * r, block = row[r] * blocks + index / 4u;
+            copy16_async(stage + of_tile * 128u + (t ^ g % 4u * 2u) * 16u, quants + (block * 128u + t * 16u));
+            copy16_async(stage + of_tile * 128u + ((t + 4u) ^ g % 4u * 2u) * 16u, quants + (block * 128u + 64u + t * 16u));
+            if (t == 0) copy16_async(stage + 2048u + of_tile * 16u, heads + block * 16u);
+        }
+    }
+    DEVICE_MEMBER void take(Chunk& c, const unsigned char* stage, uint32_t index) const {
+        const uint32_t g = lane_id() / 4u, t = lane_id() % 4u;
+        const uint32_t piece = (index % 4u * 2u + t / 2u) ^ g % 4u * 2u;
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            c.q[r] = *reinterpret_cast<const uint2*>(stage + (g + 8u * r) * 128u + piece * 16u + t % 2u * 8u);
+            c.head[r] = *reinterpret_cast<const uint4*>(stage + 2048u + (g + 8u * r) * 16u);
         }
     }
     DEVICE_MEMBER void decode(const Chunk& c, uint32_t index, uint32_t block, const uint32_t*,
@@ -242,12 +370,13 @@ template <> struct Rows16<WEIGHT_Q4_K> : TwoRows {
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
             const uint4 head = c.head[r];
-            const float2 d = unpack_f16x2(head.x);
             const uint2 s = q4_k_scale(head.y, head.z, head.w, j);
-            const float scale = d.x * static_cast<float>(s.x), shift = -d.y * static_cast<float>(s.y);
-            const uint32_t scales2 = pack_f16x2(scale, scale), shifts = pack_f16x2(shift, shift);
-            scale_and_shift_bytes(c.q[r].x >> 4u * block & 0x0f0f0f0fu, scales2, shifts, a[0][r], a[0][2 + r]);
-            scale_and_shift_bytes(c.q[r].y >> 4u * block & 0x0f0f0f0fu, scales2, shifts, a[1][r], a[1][2 + r]);
+            const uint32_t of_scale = fma_f16x2(count_to_f16x2(s.x), F16X2_ONE, F16X2_MINUS_1024);
+            const uint32_t of_shift = fma_f16x2(count_to_f16x2(s.y), F16X2_ONE, F16X2_MINUS_1024);
+            const uint32_t scale = mul_f16x2(of_scale, low_half_twice(head.x));
+            const uint32_t shift = mul_f16x2(of_shift, high_half_twice(head.x) ^ 0x80008000u);
+            scale_and_shift_bytes(c.q[r].x >> 4u * block & 0x0f0f0f0fu, scale, shift, a[0][r], a[0][2 + r]);
+            scale_and_shift_bytes(c.q[r].y >> 4u * block & 0x0f0f0f0fu, scale, shift, a[1][r], a[1][2 + r]);
         }
     }
 };

@@ -49,6 +49,9 @@ struct QuantizeRowsParams {
 enum HalvesOrder {
     HALVES_IN_ORDER = 0,
     HALVES_FOR_Q8_0 = 1,  // eight for each quarter q: columns 4q ..+4, then 16 + 4q ..+4
+    // What the orders above have at 8t + 4j + 2i + e (t below 4, the others below 2) at 16j + 8i + 2t + e.
+    HALVES_FOR_WGMMA = 2,
+    HALVES_OF_Q8_0_FOR_WGMMA = 3,
 };
 
 // Rows to halves.

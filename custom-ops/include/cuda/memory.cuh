@@ -48,6 +48,15 @@ DEVICE void copy16_async(void* shared, const void* global) {
     const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
 }
+// The same of 8 or 4, at multiples of as many; what neighbours copy of the line is kept in L1.
+DEVICE void copy8_async(void* shared, const void* global) {
+    const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(global) : "memory");
+}
+DEVICE void copy4_async(void* shared, const void* global) {
+    const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(global) : "memory");
+}
 // The same, or 16 zero bytes.
 DEVICE void copy16_async_or_zero(void* shared, const void* global, bool copy) {
     const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
@@ -59,6 +68,15 @@ DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory");
 // Waits for all groups of this thread but the last `PENDING`.
 template <int PENDING> DEVICE void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+// An address in shared memory as a number, for sums that are made once; and the word at one, plus `OFFSET`.
+// Only for what nobody writes any more: loads may be moved.
+DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+template <uint32_t OFFSET> DEVICE uint32_t load_shared4(uint32_t at) {
+    uint32_t v;
+    asm("ld.shared.u32 %0, [%1 + %2];" : "=r"(v) : "r"(at), "n"(OFFSET));
+    return v;
 }
 
 // Counts in shared memory; whole numbers, so that the order does not matter.

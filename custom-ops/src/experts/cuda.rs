@@ -8,9 +8,11 @@ use candle_core::{bail, DType, Result};
 use super::{Experts, Mlp};
 use crate::blocks::Format;
 use crate::device::cuda::{Address, Gpu, Kernel, Launch, Scratch, ScratchSize, Target, Weight};
-use crate::matmul::cuda::{halve_rows, halves_order};
+use crate::matmul::cuda::{halve_rows, halves_order, is_wide, wide_bytes};
 use crate::Matrix;
 
+/// Pairs of an item of the kernels for Hopper's matrix units; `EXPERTS_WIDE_ITEM` of include/cuda/experts.h.
+const WIDE_ITEM: usize = 128;
 /// Shared memory of IQ2_XXS's tables.
 const TABLE_BYTES: usize = 384 * 128;
 /// Experts whose pairs one block can count.
@@ -79,13 +81,20 @@ struct Shape<'a> {
     hidden: usize,
     inter: usize,
     shared_inter: usize,
+    /// Whether there are kernels for Hopper's matrix units: for the routed experts, for the shared one.
+    wide: [bool; 2],
 }
 
 impl<'a> Shape<'a> {
-    fn new(routed: Mlp<'a>, shared: Option<Mlp<'a>>, k: usize) -> Self {
+    fn new(gpu: &Gpu, routed: Mlp<'a>, shared: Option<Mlp<'a>>, k: usize) -> Self {
         let shared_inter = shared.map_or(0, |shared| shared.gate.rows());
         let (hidden, inter) = (routed.gate.cols(), routed.gate.rows());
-        Self { routed, shared, k, hidden, inter, shared_inter }
+        let wide = |mlp: Mlp| {
+            let kernels = wide_kernel("gate_up", mlp.gate).zip(wide_kernel("down", mlp.down));
+            is_wide(gpu) && kernels.is_some()
+        };
+        let wide = [wide(routed), shared.is_some_and(wide)];
+        Self { routed, shared, k, hidden, inter, shared_inter, wide }
     }
 
     /// Refuses by name what the grouped kernels cannot do.
@@ -112,6 +121,14 @@ impl<'a> Shape<'a> {
                         w.cols()
                     );
                 }
+                // Offsets in one matrix are 32 bits; no format takes more than two bytes a value there.
+                if w.rows().saturating_mul(w.cols()) > u32::MAX as usize / 2 {
+                    bail!(
+                        "experts: no CUDA kernel for {what} {name} [{}, {}]; at most 2^31 values",
+                        w.rows(),
+                        w.cols()
+                    );
+                }
             }
         }
         if self.routed.gate.stack() > MAX_EXPERTS {
@@ -122,6 +139,9 @@ impl<'a> Shape<'a> {
 
     /// Pairs of an item: as many as an expert is likely to get.
     fn of_item(&self, tokens: usize) -> usize {
+        if self.wide[0] {
+            return WIDE_ITEM;
+        }
         let each = tokens * self.k / self.routed.gate.stack().max(1);
         match each {
             0..8 => 8,
@@ -151,7 +171,8 @@ impl<'a> Shape<'a> {
             4,
         ];
         if let Some(shared) = self.shared {
-            if halves_order(shared.gate.format()) != halves_order(self.routed.gate.format()) {
+            let order = |mlp: Mlp, wide| halves_order(mlp.gate.format(), wide);
+            if order(shared, self.wide[1]) != order(self.routed, self.wide[0]) {
                 pieces.push(2 * tokens * self.hidden);
             }
             pieces.extend([2 * tokens * self.shared_inter, 4 * tokens * self.hidden]);
@@ -171,8 +192,8 @@ impl<'a> Shape<'a> {
 }
 
 /// Scratch that a call takes.
-pub(super) fn scratch_bytes(op: &Experts, tokens: usize, k: usize) -> usize {
-    let shape = Shape::new(op.routed, op.shared, k);
+pub(super) fn scratch_bytes(gpu: &Gpu, op: &Experts, tokens: usize, k: usize) -> usize {
+    let shape = Shape::new(gpu, op.routed, op.shared, k);
     shape.bytes(shape.slice(tokens))
 }
 
@@ -184,7 +205,7 @@ pub(super) fn experts(op: &Experts, out: Target) -> Result<()> {
     if tokens == 0 {
         return Ok(());
     }
-    let shape = Shape::new(op.routed, op.shared, k);
+    let shape = Shape::new(&gpu, op.routed, op.shared, k);
     let (x, ids, weights) =
         (gpu.f32(name, op.x)?, gpu.u32(name, op.ids)?, gpu.f32(name, op.weights)?);
     let slice = shape.slice(tokens);
@@ -230,7 +251,7 @@ impl Call<'_> {
 
     fn grouped(&self, part: Part, scratch: &mut Scratch) -> Result<()> {
         self.shape.check_grouped()?;
-        let Shape { routed, shared, k, hidden, .. } = self.shape;
+        let Shape { routed, shared, k, hidden, wide, .. } = self.shape;
         let Part { tokens, .. } = part;
         let (pairs, of_item, items) =
             (tokens * k, self.shape.of_item(tokens), self.shape.items(tokens));
@@ -252,14 +273,14 @@ impl Call<'_> {
         // SAFETY: `ExpertsGroupParams`; the list has room for as many items as there can be.
         unsafe { self.gpu.launch(Kernel("experts_group"), launch, &params)? };
 
-        let routed_order = halves_order(routed.gate.format());
+        let routed_order = halves_order(routed.gate.format(), wide[0]);
         halve_rows(self.gpu, part.x, halves, tokens, hidden, routed_order)?;
-        let work = Work { order, list, item_count, items, of_item, pairs, k };
+        let work = Work { order, list, item_count, items, of_item, pairs, k, wide: wide[0] };
         self.network(routed, halves, h, terms, part.weights, work)?;
 
         let mut shared_terms = Address::NULL;
         if let Some(shared) = shared {
-            let shared_order = halves_order(shared.gate.format());
+            let shared_order = halves_order(shared.gate.format(), wide[1]);
             let shared_halves = match shared_order == routed_order {
                 true => halves,
                 false => {
@@ -271,11 +292,12 @@ impl Call<'_> {
             let shared_h = take()?;
             shared_terms = take()?;
             let of_item = match tokens {
+                _ if wide[1] => WIDE_ITEM,
                 0..=8 => 8,
                 9..=32 => 32,
                 _ => 64,
             };
-            let work = Work::all(tokens, of_item);
+            let work = Work::all(tokens, of_item, wide[1]);
             self.network(shared, shared_halves, shared_h, shared_terms, Address::NULL, work)?;
         }
         let params = Sum {
@@ -312,12 +334,12 @@ impl Call<'_> {
             up: self.weight(mlp.up)?,
             pairs: work.pairs as u32,
             k: work.k as u32,
-            h_order: halves_order(mlp.down.format()),
+            h_order: halves_order(mlp.down.format(), work.wide),
             clamp: self.clamp,
         };
-        let launch = launch(mlp.gate, 128, work);
+        let launch = self.launch(mlp.gate, 128, work);
         // SAFETY: `ExpertsGroupedGateUpParams`; `check_grouped` has seen formats and shapes.
-        unsafe { self.gpu.launch(kernel("gate_up", mlp.gate, work.of_item)?, launch, &params)? };
+        unsafe { self.gpu.launch(kernel("gate_up", mlp.gate, work)?, launch, &params)? };
         let params = GroupedDown {
             h,
             terms,
@@ -327,9 +349,24 @@ impl Call<'_> {
             down: self.weight(mlp.down)?,
             pairs: work.pairs as u32,
         };
-        let launch = self::launch(mlp.down, 256, work);
+        let launch = self.launch(mlp.down, 256, work);
         // SAFETY: `ExpertsGroupedDownParams`, as above.
-        unsafe { self.gpu.launch(kernel("down", mlp.down, work.of_item)?, launch, &params) }
+        unsafe { self.gpu.launch(kernel("down", mlp.down, work)?, launch, &params) }
+    }
+
+    /// Blocks of `rows` rows of the weight, by items; or as many as run at once, which share that work.
+    fn launch(&self, w: &Matrix, rows: usize, work: Work) -> Launch {
+        let tables = if w.format() == Format::Iq2Xxs { TABLE_BYTES } else { 0 };
+        let row_blocks = w.rows().div_ceil(rows);
+        let launch = match work.wide {
+            true => Launch::new(self.gpu.multiprocessors().min(row_blocks * work.items), 256),
+            false => Launch::new(row_blocks, 256).grid_y(work.items),
+        };
+        let stages = match work.wide {
+            true => wide_bytes(w.format(), 256, work.of_item),
+            false => 512 * work.of_item,
+        };
+        launch.shared(tables + stages)
     }
 }
 
@@ -343,21 +380,18 @@ struct Work {
     of_item: usize,
     pairs: usize,
     k: usize,
+    /// Whether by the kernels for Hopper's matrix units.
+    wide: bool,
 }
 
 impl Work {
     /// Every token once, to one network.
-    fn all(tokens: usize, of_item: usize) -> Self {
+    fn all(tokens: usize, of_item: usize, wide: bool) -> Self {
         let none = Address::NULL;
         let items = tokens.div_ceil(of_item);
-        Self { order: none, list: none, item_count: none, items, of_item, pairs: tokens, k: 1 }
+        let k = 1;
+        Self { order: none, list: none, item_count: none, items, of_item, pairs: tokens, k, wide }
     }
-}
-
-/// Blocks of `rows` rows of the weight, by items.
-fn launch(w: &Matrix, rows: usize, work: Work) -> Launch {
-    let tables = if w.format() == Format::Iq2Xxs { TABLE_BYTES } else { 0 };
-    Launch::new(w.rows().div_ceil(rows), 256).grid_y(work.items).shared(tables + 512 * work.of_item)
 }
 
 fn format_name(format: Format) -> Option<usize> {
@@ -412,9 +446,25 @@ const DOWN: [[Kernel; 3]; 5] = [
     [Kernel("experts_down_f16_8"), Kernel("experts_down_f16_32"), Kernel("experts_down_f16_64")],
 ];
 
-fn kernel(part: &str, w: &Matrix, of_item: usize) -> Result<Kernel> {
+/// The kernel for Hopper's matrix units, of formats that models have there.
+fn wide_kernel(part: &str, w: &Matrix) -> Option<Kernel> {
+    match (part, w.format()) {
+        ("gate_up", Format::Iq2Xxs) => Some(Kernel("experts_gate_up_wide_iq2_xxs")),
+        ("gate_up", Format::Q4K) => Some(Kernel("experts_gate_up_wide_q4_k")),
+        ("gate_up", Format::Q8_0) => Some(Kernel("experts_gate_up_wide_q8_0")),
+        ("down", Format::Q2K) => Some(Kernel("experts_down_wide_q2_k")),
+        ("down", Format::Q4K) => Some(Kernel("experts_down_wide_q4_k")),
+        ("down", Format::Q8_0) => Some(Kernel("experts_down_wide_q8_0")),
+        _ => None,
+    }
+}
+
+fn kernel(part: &str, w: &Matrix, work: Work) -> Result<Kernel> {
+    if let Some(kernel) = wide_kernel(part, w).filter(|_| work.wide) {
+        return Ok(kernel);
+    }
     let table = if part == "down" { &DOWN } else { &GATE_UP };
-    let column = match of_item {
+    let column = match work.of_item {
         8 => 0,
         32 => 1,
         _ => 2,

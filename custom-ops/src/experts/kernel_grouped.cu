@@ -36,11 +36,6 @@ template <uint32_t FORMAT> DEVICE uint32_t table_bytes() {
     return FORMAT == WEIGHT_IQ2_XXS ? IQ2_XXS_TABLE_BYTES : 0u;
 }
 
-// Where column `c` of 32 lies among halves in this order.
-DEVICE uint32_t half_at(uint32_t c, uint32_t order) {
-    return order == HALVES_FOR_Q8_0 ? c % 16u / 4u * 8u + c / 16u * 4u + c % 4u : c;
-}
-
 template <uint32_t FORMAT, uint32_t NT>
 DEVICE void gate_up(const ExpertsGroupedGateUpParams& p, unsigned char* shared) {
     uint32_t* tables = reinterpret_cast<uint32_t*>(shared);

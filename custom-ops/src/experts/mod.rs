@@ -99,8 +99,8 @@ pub fn experts(
         cuda_scratch: None,
     };
     #[cfg(cuda_kernels)]
-    if Gpu::of(x.device())?.is_some() {
-        op.cuda_scratch = ws.scratch(cuda::scratch_bytes(&op, tokens, ids_dims.1))?;
+    if let Some(gpu) = Gpu::of(x.device())? {
+        op.cuda_scratch = ws.scratch(cuda::scratch_bytes(&gpu, &op, tokens, ids_dims.1))?;
     }
     timed(&out, || class_of(routed, ids, shared), || out.inplace_op1(&op))?;
     Ok(out)

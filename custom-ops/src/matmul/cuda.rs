@@ -70,9 +70,29 @@ struct Product {
     groups: u32,
 }
 
-/// How the halves of 32 columns are ordered: for the lanes of Q8_0's tiles, or not at all.
-pub(crate) fn halves_order(format: Format) -> u32 {
-    u32::from(format == Format::Q8_0)
+/// Whether products of many tokens go to Hopper's matrix units: their instructions exist on 9.0 only.
+pub(crate) fn is_wide(gpu: &Gpu) -> bool {
+    gpu.capability() == (9, 0)
+}
+
+/// How the halves of 32 columns are ordered (`HalvesOrder`): for the lanes of Q8_0's tiles or not, for
+/// Hopper's matrix units or not.
+pub(crate) fn halves_order(format: Format, wide: bool) -> u32 {
+    u32::from(format == Format::Q8_0) + if wide { 2 } else { 0 }
+}
+
+/// Shared memory of a block of so many rows and tokens on Hopper's matrix units: four chunks of 64 columns
+/// of activations as halves, and four of weights, or two blocks (`Rows16<…>::STAGED` of
+/// include/cuda/gemm.cuh).
+pub(crate) fn wide_bytes(format: Format, rows: usize, tokens: usize) -> usize {
+    let of_tile = match format {
+        Format::Q8_0 => 4 * 1088,
+        Format::Iq2Xxs => 2 * 1088,
+        Format::Q2K => 2 * 1344,
+        Format::Q4K => 2 * 2304,
+        _ => 4 * 2048,
+    };
+    512 * tokens + rows / 16 * of_tile
 }
 
 /// Rows `[tokens, width]` f32 to halves in this order.
@@ -346,22 +366,36 @@ fn gemm(
     let name = "matmul";
     let width = groups * w.cols();
     let halves = scratch.take(name, 2 * tokens * width)?;
-    halve_rows(gpu, x, halves, tokens, width, halves_order(w.format()))?;
+    let wide = is_wide(gpu);
+    halve_rows(gpu, x, halves, tokens, width, halves_order(w.format(), wide))?;
     let of_group = w.rows() / groups;
-    // Large tiles read less; small ones keep all multiprocessors busy where there is little to do.
-    let wide = groups * of_group.div_ceil(256) * tokens.div_ceil(128) >= gpu.multiprocessors();
-    let (rows, of_block) = if wide { (256, 128) } else { (128, 64) };
-    let kernel = match (w.format(), wide) {
-        (Format::Q8_0, true) => Kernel("gemm_q8_0_256x128"),
-        (Format::Q8_0, false) => Kernel("gemm_q8_0_128x64"),
-        (_, true) => Kernel("gemm_f16_256x128"),
-        (_, false) => Kernel("gemm_f16_128x64"),
+    let q8_0 = w.format() == Format::Q8_0;
+    // Large tiles read less; small ones keep all multiprocessors, or nearly all, busy where there is little
+    // to do.
+    let busy = |rows: usize, of_block: usize| {
+        let blocks = groups * of_group.div_ceil(rows) * tokens.div_ceil(of_block);
+        blocks + blocks / 16 >= gpu.multiprocessors()
+    };
+    let pick = |of_q8_0, of_f16| Kernel(if q8_0 { of_q8_0 } else { of_f16 });
+    let (kernel, rows, of_block, threads) = match wide {
+        true if busy(128, 256) => {
+            (pick("gemm_wide_q8_0_128x256", "gemm_wide_f16_128x256"), 128, 256, 256)
+        }
+        true if busy(128, 128) => {
+            (pick("gemm_wide_q8_0_128x128", "gemm_wide_f16_128x128"), 128, 128, 256)
+        }
+        true => (pick("gemm_wide_q8_0_128x64", "gemm_wide_f16_128x64"), 128, 64, 256),
+        false if busy(256, 128) => (pick("gemm_q8_0_256x128", "gemm_f16_256x128"), 256, 128, 256),
+        false => (pick("gemm_q8_0_128x64", "gemm_f16_128x64"), 128, 64, 128),
     };
     let params = product(name, gpu, halves, w, out, tokens, groups)?;
-    let launch = Launch::new(tokens.div_ceil(of_block), rows as u32)
+    let launch = Launch::new(tokens.div_ceil(of_block), threads)
         .grid_y(of_group.div_ceil(rows))
         .grid_z(groups)
-        .shared(512 * of_block);
+        .shared(match wide {
+            true => wide_bytes(w.format(), rows, of_block),
+            false => 512 * of_block,
+        });
     // SAFETY: `GemmParams`; shapes were checked by the op, formats and columns by `path`.
     unsafe { gpu.launch(kernel, launch, &params) }
 }

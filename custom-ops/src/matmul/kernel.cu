@@ -376,9 +376,17 @@ KERNEL(halve_rows, HalveRowsParams, 256) {
     if (i >= p.tokens * (p.width / 8u)) return;
     const uint64_t block = i / 4u;
     const uint32_t q = static_cast<uint32_t>(i % 4u);
-    const float4* x = reinterpret_cast<const float4*>(p.x + block * 32u);
-    const float4 a = p.order == HALVES_FOR_Q8_0 ? x[q] : x[2u * q];
-    const float4 b = p.order == HALVES_FOR_Q8_0 ? x[4u + q] : x[2u * q + 1u];
-    reinterpret_cast<uint4*>(p.halves)[i] =
-        make_uint4(pack_f16x2(a.x, a.y), pack_f16x2(a.z, a.w), pack_f16x2(b.x, b.y), pack_f16x2(b.z, b.w));
+    const float* x = p.x + block * 32u;
+    // Two columns after two.
+    const bool q8_0 = p.order == HALVES_FOR_Q8_0 || p.order == HALVES_OF_Q8_0_FOR_WGMMA;
+    const bool wgmma = p.order >= HALVES_FOR_WGMMA;
+    uint32_t two[4];
+#pragma unroll
+    for (uint32_t v = 0; v < 4; v++) {
+        const uint32_t at = wgmma ? 8u * v + 2u * q : 8u * q + 2u * v;
+        const uint32_t column = q8_0 ? at % 8u / 4u * 16u + at / 8u * 4u + at % 4u : at;
+        const float2 pair = *reinterpret_cast<const float2*>(x + column);
+        two[v] = pack_f16x2(pair.x, pair.y);
+    }
+    reinterpret_cast<uint4*>(p.halves)[i] = make_uint4(two[0], two[1], two[2], two[3]);
 }

@@ -57,8 +57,8 @@ fn products_of_any_format_shape_and_number_of_tokens() {
     for format in [Format::Q8_0, Format::F16] {
         for (rows, cols) in shapes {
             let w = stack(&mut rng, format, 1, rows, cols);
-            for tokens in [0, 1, 2, 9, 30, 65] {
-                if cols > 4096 && tokens > 9 {
+            for tokens in [0, 1, 2, 9, 30, 33, 64, 65, 200] {
+                if cols > 4096 && tokens > 9 || cols > 256 && tokens > 65 {
                     continue;
                 }
                 let x = normal(&mut rng, &[tokens, cols]);
@@ -91,7 +91,7 @@ fn products_in_groups_and_products_together() {
         [(Format::Q8_0, 2, 128, 1024), (Format::Q8_0, 8, 256, 512), (Format::F32, 3, 9, 40)]
     {
         let w = stack(&mut rng, format, 1, rows, cols);
-        for tokens in [1, 7, 40] {
+        for tokens in [1, 7, 40, 130] {
             let x = normal(&mut rng, &[tokens, groups * cols]);
             let case = format!("{format} [{rows}, {cols}] in {groups} groups, {tokens} tokens");
             compare(&case, BYTES, |place, ws| {
@@ -162,6 +162,17 @@ impl Mixture {
         }
     }
 
+    /// The first expert gets one pair, the second all the others but every eighth, which go to the last.
+    fn uneven(mut self) -> Self {
+        let (tokens, k) = self.ids.dims2().unwrap();
+        let last = self.routed[0].stack() as u32 - 1;
+        let mut ids: Vec<u32> =
+            (0..tokens * k).map(|i| if i % 8 == 0 { last } else { 1 }).collect();
+        ids[tokens * k / 2] = 0;
+        self.ids = Tensor::from_vec(ids, (tokens, k), &Device::Cpu).unwrap();
+        self
+    }
+
     fn run(&self, place: &Place, ws: &candle_ds4_ops::Workspace) -> Result<Vec<Tensor>> {
         let on = |weights: &[Matrix; 3]| {
             weights.iter().map(|w| place.matrix(w)).collect::<Result<Vec<_>>>()
@@ -187,10 +198,15 @@ fn experts_of_every_format_alone_and_grouped() {
     ] {
         let routed = network(&mut rng, formats, 5, 256, 256);
         let shared = shared.then(|| network(&mut rng, q8, 1, 256, 128));
-        for tokens in [0, 1, 6, 75] {
+        for tokens in [0, 1, 6, 33, 64, 65, 75, 200] {
             let mixture = Mixture::new(&mut rng, routed.clone(), shared.clone(), tokens, 3);
             let case = format!("{formats:?}, {tokens} tokens");
             compare(&case, 4.0 * HALVES, |place, ws| mixture.run(place, ws));
+            if tokens > 64 {
+                let uneven = mixture.uneven();
+                let case = format!("{case}, uneven");
+                compare(&case, 4.0 * HALVES, |place, ws| uneven.run(place, ws));
+            }
         }
     }
     let routed = network(&mut rng, [Format::F32; 2], 2, 256, 256);
