@@ -72,7 +72,7 @@ struct Product {
 
 /// Whether products of many tokens go to Hopper's matrix units: their instructions exist on 9.0 only.
 pub(crate) fn is_wide(gpu: &Gpu) -> bool {
-    gpu.capability() == (9, 0)
+    gpu.warpgroups()
 }
 
 /// How the halves of 32 columns are ordered (`HalvesOrder`): for the lanes of Q8_0's tiles or not, for
