@@ -9,7 +9,7 @@
 namespace cuda_emulator {
 
 /// A product that has begun. Tiles are offsets in shared memory, as on the device.
-struct Product {
+struct TileProduct {
     float* d;
     uint32_t a[4];
     uint64_t of_a, of_b;
@@ -18,9 +18,9 @@ struct Product {
 };
 
 /// A thread's products in the background: closed groups, oldest first, and the open one.
-struct Products {
-    std::deque<std::vector<Product>> groups;
-    std::vector<Product> open;
+struct TileProducts {
+    std::deque<std::vector<TileProduct>> groups;
+    std::vector<TileProduct> open;
 };
 
 /// A half of an operand, at `offset` bytes from the named one if nothing were permuted.
@@ -33,8 +33,8 @@ inline float half_of(uint64_t operand, uint32_t offset) {
 }
 
 /// One warp's 16 rows.
-inline void multiply(const Product* in, uint32_t, char* out) {
-    const Product& all = in[0];
+inline void multiply(const TileProduct* in, uint32_t, char* out) {
+    const TileProduct& all = in[0];
     const uint32_t warp = emulator::warp_index() % 4;
     float a[16][16];
     for (uint32_t l = 0; l < 32; l++) {
@@ -66,7 +66,7 @@ inline void multiply(const Product* in, uint32_t, char* out) {
     memset(out, 0, 32);
 }
 
-inline void begin(const Product& product) { emulator::thread_state<Products>().open.push_back(product); }
+inline void begin(const TileProduct& product) { emulator::thread_state<TileProducts>().open.push_back(product); }
 
 }  // namespace cuda_emulator
 
@@ -77,13 +77,13 @@ DEVICE uint64_t tile_operand(const void* tile, uint32_t next) {
 }
 DEVICE void products_begin() {}
 DEVICE void products_commit() {
-    auto& products = emulator::thread_state<cuda_emulator::Products>();
+    auto& products = emulator::thread_state<cuda_emulator::TileProducts>();
     products.groups.push_back(std::move(products.open));
     products.open.clear();
 }
 template <int PENDING>
 DEVICE void products_wait(emulator::Site site = emulator::Site::here()) {
-    auto& products = emulator::thread_state<cuda_emulator::Products>();
+    auto& products = emulator::thread_state<cuda_emulator::TileProducts>();
     while (products.groups.size() > PENDING) {
         for (const auto& product : products.groups.front()) {
             emulator::warp_meet<char>(emulator::ALL_LANES, product, cuda_emulator::multiply, site);

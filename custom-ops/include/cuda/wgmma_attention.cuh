@@ -36,7 +36,6 @@ DEVICE uint32_t tile_piece(uint32_t row, uint32_t piece) { return row * TILE_ROW
 // The body of a kernel that was left out.
 DEVICE void no_warpgroups() { asm volatile("trap;"); }
 
-DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
 // Names a tile to a product. Rows are eights of 1,024 bytes. If columns of the product are values of rows
 // (transposed), the next 64 of them are `next` bytes further. Adding n moves it by 16 n bytes.
