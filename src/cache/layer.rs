@@ -101,7 +101,7 @@ impl LayerCache {
     pub(super) fn make_up(&mut self, tokens: usize) -> Result<()> {
         let random =
             |ring: &Ring| Tensor::randn(0f32, 1.0, ring.data().dims(), ring.data().device());
-        let fill = |ring: &Ring| ring.fill(&random(ring)?);
+        let fill = |ring: &Ring| ring.overwrite(&random(ring)?);
         fill(&self.window)?;
         for list in self.lists_mut() {
             fill(&list.state.values)?;

@@ -267,8 +267,8 @@ impl Model {
         match logits {
             Logits::None => ws.f32((0, self.config.vocab_size)),
             Logits::Last if batch.tokens() != batch.spans().len() => {
-                let last = batch.spans().iter().map(|span| (span.row + span.len - 1) as u32);
-                let last = Tensor::from_iter(last, &self.device)?;
+                let last = batch.spans().iter().map(|span| span.row + span.len - 1);
+                let last: Vec<usize> = last.collect();
                 self.head.forward(&streams.select(&last)?, ws)
             }
             Logits::Last | Logits::All => self.head.forward(&streams, ws),

@@ -49,8 +49,13 @@ impl Streams {
     ///
     /// # Errors
     /// If the device has no memory left.
-    pub fn select(&self, tokens: &Tensor) -> Result<Self> {
-        let of = |tensor: &Tensor| tensor.index_select(tokens, 0);
+    pub fn select(&self, tokens: &[usize]) -> Result<Self> {
+        let of = |tensor: &Tensor| {
+            let rows = tokens.iter().map(|&token| tensor.narrow(0, token, 1));
+            let rows = rows.collect::<Result<Vec<_>>>()?;
+            // Of one token a view: other ways would have candle compile kernels at the first prompt.
+            Tensor::cat(&rows, 0)
+        };
         let due = match &self.due {
             Some(due) => Some(Due { y: of(&due.y)?, mix: of(&due.mix)? }),
             None => None,

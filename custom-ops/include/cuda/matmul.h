@@ -1,6 +1,7 @@
 // Parameters of the products of activations with a weight. Rust's twins are in src/matmul/cuda.rs.
 #pragma once
 
+#include "errand.h"
 #include "layout.h"
 
 // Weights that one launch multiplies with the same activations, at most.
@@ -30,6 +31,8 @@ struct MatmulParams {
     uint32_t unused;
     float* out[MATMUL_PARTS];  // [tokens, rows]
     Weight w[MATMUL_PARTS];
+    // If there is one, the last block of the grid runs it and nothing else. Wants no cluster.
+    MatrixErrand errand;
 };
 
 // Rows to signed bytes with one scale for 32, `scale = max |x| / 127`, ordered for mma.m16n8k32's B:

@@ -23,6 +23,8 @@ pub struct Workspace {
     next: Cell<[usize; 2]>,
     #[cfg(cuda_kernels)]
     scratch: RefCell<Option<Tensor>>,
+    #[cfg(cuda_kernels)]
+    errand: RefCell<Option<crate::hyper_connection::Errand>>,
     poison: bool,
 }
 
@@ -43,6 +45,8 @@ impl Workspace {
             next,
             #[cfg(cuda_kernels)]
             scratch: RefCell::new(None),
+            #[cfg(cuda_kernels)]
+            errand: RefCell::new(None),
             poison,
         }
     }
@@ -110,6 +114,18 @@ impl Workspace {
             }
         }
         Ok(scratch.clone())
+    }
+
+    /// Leaves work for a later launch to run along.
+    #[cfg(cuda_kernels)]
+    pub(crate) fn leave_errand(&self, errand: crate::hyper_connection::Errand) {
+        *self.errand.borrow_mut() = Some(errand);
+    }
+
+    /// The work that was left, for whoever runs it.
+    #[cfg(cuda_kernels)]
+    pub(crate) fn take_errand(&self) -> Option<crate::hyper_connection::Errand> {
+        self.errand.borrow_mut().take()
     }
 
     fn take(&self, shape: Shape, dtype: DType) -> Result<Tensor> {

@@ -133,7 +133,8 @@ KERNEL(experts_one_gate_up, ExpertsGateUpParams, 512) {
         scale[c][0] = scales[c * 64u + lane * 2u] * 0.125f;
         scale[c][1] = scales[c * 64u + lane * 2u + 1u] * 0.125f;
     }
-    const uint32_t positive = opaque(IQ2_XXS_POSITIVE), negative = opaque(IQ2_XXS_NEGATIVE);
+    // Constants would be moved to a register before each permute: a word that is always zero hides one.
+    const uint32_t positive = IQ2_XXS_POSITIVE | tables[8192u + lane], negative = IQ2_XXS_NEGATIVE;
     for (; item < items; item += step) {
         const uint32_t ahead = item + step;
         if (ahead < items) fetch_pair(next, p.gate, p.up, ids[ahead / INTER], ahead % INTER);

@@ -17,7 +17,7 @@ use crate::device::cuda::emulating;
 use crate::device::cuda::{Gpu, Target};
 use crate::device::{host, host_mut, timed, Workspace};
 use crate::router::{route, Choice};
-use crate::{matmul, Matrix};
+use crate::{matmuls, Matrix};
 
 /// The weights of a gated feed-forward network, or of a stack of them.
 ///
@@ -76,7 +76,7 @@ pub fn experts(
     #[cfg(cuda_kernels)]
     if on_gpu_at_once(x, routed, shared, ids_dims.1)? {
         let products = match shared {
-            Some(shared) => crate::matmuls(x, &[shared.gate, shared.up], ws)?,
+            Some(shared) => matmuls(x, &[shared.gate, shared.up], ws)?,
             None => Vec::new(),
         };
         let shared = shared.map(|shared| (shared, &products[..]));
@@ -129,13 +129,14 @@ pub fn routed_experts(
             check("routed", routed, router.rows(), hidden)?;
             let mut weights = vec![router];
             weights.extend(shared.iter().flat_map(|shared| [shared.gate, shared.up]));
-            let products = crate::matmuls(x, &weights, ws)?;
+            let products = matmuls(x, &weights, ws)?;
             let shared = shared.map(|shared| (shared, &products[1..]));
             let route = one::Route::Choose { logits: &products[0], choice, k, scale };
             return one::one(x, routed, route, shared, clamp, ws);
         }
     }
-    let (ids, weights) = route(&matmul(x, router, ws)?, choice, scale, ws)?;
+    let logits = matmuls(x, &[router], ws)?.swap_remove(0);
+    let (ids, weights) = route(&logits, choice, scale, ws)?;
     experts(x, routed, &ids, &weights, shared, clamp, ws)
 }
 

@@ -3,6 +3,7 @@
 use candle_core::{bail, DType, Result, Tensor};
 
 use super::enter::Enter;
+use super::errand::Errand;
 use super::{Collapse, Expand, Kind, Mix};
 use crate::blocks::Format;
 use crate::device::cuda::{Address, Gpu, Kernel, Launch, Target};
@@ -27,7 +28,6 @@ struct EnterParams {
     out: Address,
     tokens: u32,
     hidden: u32,
-    iterations: u32,
     eps: f32,
     mix_norm_eps: f32,
     norm_eps: f32,
@@ -158,7 +158,6 @@ pub(super) fn enter(op: &Enter, out: Target) -> Result<()> {
         out: out.address(),
         tokens: tokens as u32,
         hidden: hidden as u32,
-        iterations: entrance.params.sinkhorn_iterations as u32,
         eps: entrance.params.eps,
         mix_norm_eps: entrance.params.norm_eps as f32,
         norm_eps: entrance.norm_eps as f32,
@@ -180,6 +179,14 @@ pub(super) fn enter(op: &Enter, out: Target) -> Result<()> {
     // and the mix are written through addresses while their storage is only borrowed: the borrow guards
     // the host's struct.
     unsafe { gpu.launch(kernel, launch, &params) }
+}
+
+/// The matrices that no other launch has made.
+pub(super) fn matrix(errand: &Errand, mix: Target) -> Result<()> {
+    let mix = mix.of("hyper_matrix", DType::F32)?;
+    let params = errand.at(mix.address())?;
+    // SAFETY: `HyperMatrixParams` is the errand; the mix has as many tokens as it says.
+    unsafe { mix.gpu().launch(Kernel("hyper_matrix"), Launch::new(1, 512), &params) }
 }
 
 fn check(streams: usize) -> Result<()> {

@@ -118,6 +118,11 @@ fn at_once(
             bail!("hyper_enter: due {:?} with mix {:?}", due.y.dims(), due.mix.dims());
         }
     }
+    match due {
+        Some(_) => super::Errand::run_left(ws)?,
+        // Of a pass that has failed.
+        None => drop(ws.take_errand()),
+    }
     let xs = ws.f32((tokens, hidden))?;
     let mix = ws.f32((tokens, if width == streams { 0 } else { width }))?;
     let enter = Enter { state, due, entrance, mix: &mix };
@@ -126,6 +131,9 @@ fn at_once(
         || Ok(("hyper_enter".to_owned(), projection.byte_len())),
         || xs.inplace_op1(&enter),
     )?;
+    if width != streams {
+        ws.leave_errand(super::Errand { mix: mix.clone(), params });
+    }
     Ok(Some((xs, mix)))
 }
 

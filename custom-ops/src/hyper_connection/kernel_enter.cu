@@ -1,5 +1,5 @@
 // A sub-layer's way in, in one launch: what the sub-layer before left is written back to the streams,
-// these are projected, gates and matrix mixed, the streams collapsed and normalised.
+// these are projected, gates made, the streams collapsed and normalised.
 //
 // A cluster of blocks has a token, each its share of the channels of all streams. The projection's weights
 // wait in registers, so that a launch that overlaps with its predecessor has read them before.
@@ -7,6 +7,7 @@
 #include "cuda/memory.cuh"
 #include "cuda/numbers.cuh"
 #include "cuda/reduce.cuh"
+#include "cuda/sinkhorn.cuh"
 
 struct HyperEnterParams {
     float* state;                // [tokens, 4, hidden]
@@ -16,11 +17,10 @@ struct HyperEnterParams {
     const float* scale;          // [3] or [1]
     const float* base;           // [24] or [4]
     const float* norm;           // [hidden]
-    float* mix;                  // [tokens, 24]; not of the head
+    float* mix;                  // [tokens, 24]: gates, and logits of the matrix; not of the head
     float* out;                  // [tokens, hidden]
     uint32_t tokens;
     uint32_t hidden;             // a multiple of 512, at most 4096
-    uint32_t iterations;
     float eps;
     float mix_norm_eps;
     float norm_eps;
@@ -32,33 +32,6 @@ namespace {
 constexpr uint32_t ENTER_WIDTH = 4096;
 
 DEVICE float gate(float x) { return fast_reciprocal(1.0f + expf(-x)); }
-
-// The doubly stochastic matrix, of logits in lanes 8 ..+16 of the warp; each lane computes all of it.
-DEVICE void sinkhorn(float (&c)[4][4], float logit, uint32_t iterations, float eps) {
-#pragma unroll
-    for (uint32_t j = 0; j < 4; j++) {
-#pragma unroll
-        for (uint32_t k = 0; k < 4; k++) c[j][k] = shuffle(logit, 8u + 4u * j + k);
-        const float most = fmaxf(fmaxf(c[j][0], c[j][1]), fmaxf(c[j][2], c[j][3]));
-#pragma unroll
-        for (uint32_t k = 0; k < 4; k++) c[j][k] = expf(c[j][k] - most);
-    }
-    for (uint32_t i = 0; i < iterations; i++) {
-        const float in_sum = i == 0 ? 0.0f : eps, in_value = i == 0 ? eps : 0.0f;
-#pragma unroll
-        for (uint32_t j = 0; j < 4; j++) {
-            const float share = fast_reciprocal((c[j][0] + c[j][1]) + (c[j][2] + c[j][3]) + in_sum);
-#pragma unroll
-            for (uint32_t k = 0; k < 4; k++) c[j][k] = fmaf(c[j][k], share, in_value);
-        }
-#pragma unroll
-        for (uint32_t k = 0; k < 4; k++) {
-            const float share = fast_reciprocal((c[0][k] + c[1][k]) + (c[2][k] + c[3][k]) + eps);
-#pragma unroll
-            for (uint32_t j = 0; j < 4; j++) c[j][k] *= share;
-        }
-    }
-}
 
 // The logits of gates and matrix, value by value of the lanes, of what the blocks of the cluster have sent.
 template <uint32_t ROWS, uint32_t BLOCKS>
@@ -144,8 +117,12 @@ template <uint32_t ROWS, uint32_t BLOCKS> DEVICE void enter(const HyperEnterPara
         }
         cluster_sync();
         if (warp == 0) {
-            const float own = gate(logit_of<ROWS, BLOCKS>(p, of_blocks, scale, base)) + p.eps;
-            if (lane < 4u) gates[lane] = own;
+            const float logit = logit_of<ROWS, BLOCKS>(p, of_blocks, scale, base), open = gate(logit);
+            if (lane < 4u) gates[lane] = open + p.eps;
+            // Of the matrix only the logits: it takes as long as all of this, and is needed later.
+            if (ROWS != 4u && rank == 0 && lane < 24u) {
+                p.mix[token * 24u + lane] = lane < 4u ? open + p.eps : lane < 8u ? 2.0f * open : logit;
+            }
         }
         __syncthreads();
         float x = 0.0f;
@@ -155,19 +132,7 @@ template <uint32_t ROWS, uint32_t BLOCKS> DEVICE void enter(const HyperEnterPara
         }
         const float square = warp_sum(x * x);
         if (lane < BLOCKS) cluster_shared(squares, lane)[rank * WARPS + warp] = square;
-        // A warp that has no channels to collapse has the time for the matrix. What the others have sent is
-        // overwritten once all have arrived.
-        const bool mixes = ROWS != 4u && rank == 0 && warp == WARPS - 1u;
-        const float logit = mixes ? logit_of<ROWS, BLOCKS>(p, of_blocks, scale, base) : 0.0f;
-        cluster_arrive();
-        if (mixes) {
-            float own = lane < 4u ? gate(logit) + p.eps : 2.0f * gate(logit), c[4][4];
-            sinkhorn(c, logit, p.iterations, p.eps);
-#pragma unroll
-            for (uint32_t i = 0; i < 16; i++) own = lane == 8u + i ? c[i / 4u][i % 4u] : own;
-            if (lane < 24u) p.mix[token * 24u + lane] = own;
-        }
-        cluster_wait();
+        cluster_sync();
         float all = 0.0f;
 #pragma unroll
         for (uint32_t i = 0; i < BLOCKS * WARPS / 32u; i++) all += squares[i * 32u + lane];
@@ -189,6 +154,16 @@ KERNEL(hyper_enter_8, HyperEnterParams, 1024) {
 KERNEL(hyper_enter_16, HyperEnterParams, 512) {
     SHARED(float, shared);
     enter<24, 16>(p, shared);
+}
+struct HyperMatrixParams {
+    MatrixErrand errand;
+};
+
+// One block: an errand that no other launch has run.
+KERNEL(hyper_matrix, HyperMatrixParams, 512) {
+    pdl_trigger();
+    pdl_wait();
+    run_errand(p.errand);
 }
 KERNEL(hyper_leave_8, HyperEnterParams, 1024) {
     SHARED(float, shared);

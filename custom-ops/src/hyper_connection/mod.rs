@@ -8,6 +8,8 @@ mod cpu;
 #[cfg(cuda_kernels)]
 mod cuda;
 mod enter;
+#[cfg(cuda_kernels)]
+mod errand;
 #[cfg(any(feature = "metal", feature = "metal-emulator"))]
 mod metal;
 
@@ -19,6 +21,8 @@ use crate::device::cuda::emulating;
 use crate::device::cuda::Target;
 use crate::device::{host, host_mut, timed, Workspace};
 pub use enter::{hyper_enter, hyper_leave, Due, Entrance};
+#[cfg(cuda_kernels)]
+pub(crate) use errand::{Errand, MatrixErrand};
 
 /// The constants of a mix.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -41,7 +41,7 @@ impl Ring {
     ///
     /// # Errors
     /// If `rows` is not as the data.
-    pub fn fill(&self, rows: &Tensor) -> Result<()> {
+    pub fn overwrite(&self, rows: &Tensor) -> Result<()> {
         if rows.dims() != self.data.dims() {
             bail!("ring: {:?} into {:?}", rows.dims(), self.data.dims());
         }

@@ -6,6 +6,7 @@ use super::{MatMul, MatMuls};
 use crate::blocks::Format;
 use crate::device::cuda::layout::number;
 use crate::device::cuda::{Address, Gpu, Kernel, Launch, Scratch, ScratchSize, Target, Weight};
+use crate::hyper_connection::MatrixErrand;
 use crate::Matrix;
 
 /// Weights of one launch at most; `MATMUL_PARTS` of include/cuda/matmul.h.
@@ -36,6 +37,7 @@ struct FewParams {
     unused: u32,
     out: [Address; PARTS],
     w: [Weight; PARTS],
+    errand: MatrixErrand,
 }
 
 #[repr(C)]
@@ -142,6 +144,11 @@ fn path(gpu: &Gpu, weights: &[&Matrix], tokens: usize, groups: usize) -> Path {
         true => Path::Gemm,
         false => Path::Plain,
     }
+}
+
+/// Whether the launch of these can run an errand along.
+pub(super) fn runs_errands(gpu: &Gpu, weights: &[&Matrix], tokens: usize) -> bool {
+    one_launch(gpu, weights, tokens) && Few::new(gpu, weights, tokens, 1).cluster == 1
 }
 
 /// Whether one launch can do all of these.
@@ -268,7 +275,10 @@ pub(super) fn matmul(op: &MatMul, out: Target) -> Result<()> {
     }
     let mut scratch = Scratch::new(name, &gpu, op.scratch.as_ref())?;
     match path(&gpu, &[op.w], tokens, groups) {
-        Path::Few => few(name, &gpu, x, &[op.w], &[out], tokens, groups, &mut scratch),
+        Path::Few => {
+            let none = MatrixErrand::NONE;
+            few(name, &gpu, x, &[op.w], &[out], tokens, groups, none, &mut scratch)
+        }
         Path::Gemm => gemm(&gpu, x, op.w, out, tokens, groups, &mut scratch),
         Path::Plain => plain(&gpu, x, op.w, out, tokens, groups),
     }
@@ -283,7 +293,11 @@ pub(super) fn matmuls(op: &MatMuls, out: Target) -> Result<()> {
     let mut addresses = vec![out.address()];
     addresses.extend(outs.iter().map(|out| out.address()));
     let mut scratch = Scratch::new(name, &gpu, op.scratch.as_ref())?;
-    few(name, &gpu, x.address(), op.weights, &addresses, op.x.dim(0)?, 1, &mut scratch)
+    let errand = match &op.errand {
+        Some(errand) => errand.param(&gpu)?,
+        None => MatrixErrand::NONE,
+    };
+    few(name, &gpu, x.address(), op.weights, &addresses, op.x.dim(0)?, 1, errand, &mut scratch)
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -295,6 +309,7 @@ fn few(
     outs: &[Address],
     tokens: usize,
     groups: usize,
+    errand: MatrixErrand,
     scratch: &mut Scratch,
 ) -> Result<()> {
     let Some(first) = weights.first() else { return Ok(()) };
@@ -337,6 +352,7 @@ fn few(
         unused: 0,
         out: [Address::NULL; PARTS],
         w: [first.cuda(name, gpu)?; PARTS],
+        errand,
     };
     for (i, (w, out)) in weights.iter().zip(outs).enumerate() {
         (params.w[i], params.out[i]) = (w.cuda(name, gpu)?, *out);
@@ -347,9 +363,13 @@ fn few(
         16 => Kernel("matmul_16"),
         _ => Kernel("matmul_32"),
     };
-    let launch = Launch::new(few.blocks * few.cluster, 32 * WARPS as u32)
-        .cluster(few.cluster as u32)
-        .shared(few.shared);
+    // An errand has a multiprocessor to itself: a block more than there are would begin when others end.
+    let blocks = match errand.is_some() {
+        true => few.blocks.min(gpu.multiprocessors().max(2) - 1) + 1,
+        false => few.blocks * few.cluster,
+    };
+    let launch =
+        Launch::new(blocks, 32 * WARPS as u32).cluster(few.cluster as u32).shared(few.shared);
     // SAFETY: `MatmulParams`; shapes were checked by the op, formats and columns by `path`.
     unsafe { gpu.launch(kernel, launch, &params) }
 }
@@ -440,7 +460,7 @@ mod tests {
     #[test]
     fn the_parameter_structs_are_the_headers() {
         use std::mem::{offset_of, size_of};
-        assert_eq!(size_of::<FewParams>(), 24 + 48 + PARTS * (8 + 64));
+        assert_eq!(size_of::<FewParams>(), 24 + 48 + PARTS * (8 + 64) + 24);
         assert_eq!(offset_of!(FewParams, out), 72);
         assert_eq!((size_of::<QuantizeRows>(), size_of::<HalveRows>()), (40, 32));
         assert_eq!((size_of::<Product>(), offset_of!(Product, tokens)), (88, 80));

@@ -9,6 +9,7 @@
 #include "../../include/cuda/cluster.cuh"
 #include "../../include/cuda/mma.cuh"
 #include "../../include/cuda/pieces.cuh"
+#include "../../include/cuda/sinkhorn.cuh"
 
 namespace {
 
@@ -201,7 +202,14 @@ DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
     constexpr uint32_t TOKENS = NT == 0 ? 1u : 8u * NT;
     const uint32_t warp = warp_id(), lane = lane_id(), g = lane / 4u, t = lane % 4u;
     const uint32_t cols = p.w[0].cols, size = cluster_size();
-    const uint32_t block = blockIdx.x / size, of_grid = gridDim.x / size;
+    const bool errand = p.errand.mix != nullptr;
+    const uint32_t block = blockIdx.x / size, of_grid = gridDim.x / size - (errand ? 1u : 0u);
+    if (block == of_grid) {
+        pdl_trigger();
+        pdl_wait();
+        run_errand(p.errand);
+        return;
+    }
     const Columns columns = columns_of_block(p);
     // Blocks have the same number of bytes, as far as whole tiles allow.
     uint32_t heft = 0;

@@ -94,7 +94,11 @@ pub fn matmuls(x: &Tensor, weights: &[&Matrix], ws: &Workspace) -> Result<Vec<Te
             let outs = weights.iter().map(|w| ws.f32((tokens, w.rows())));
             let outs = outs.collect::<Result<Vec<_>>>()?;
             let scratch = ws.scratch(cuda::scratch_bytes(&gpu, weights, tokens, 1)?)?;
-            let op = MatMuls { x, weights, outs: &outs[1..], scratch };
+            let errand = match cuda::runs_errands(&gpu, weights, tokens) {
+                true => ws.take_errand(),
+                false => None,
+            };
+            let op = MatMuls { x, weights, outs: &outs[1..], scratch, errand };
             let bytes = weights.iter().map(|w| w.byte_len()).sum();
             let rows: usize = weights.iter().map(|w| w.rows()).sum();
             timed(
@@ -123,6 +127,7 @@ struct MatMuls<'a> {
     weights: &'a [&'a Matrix],
     outs: &'a [Tensor],
     scratch: Option<Tensor>,
+    errand: Option<crate::hyper_connection::Errand>,
 }
 
 impl InplaceOp1 for MatMul<'_> {

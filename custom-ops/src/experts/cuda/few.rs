@@ -137,7 +137,7 @@ impl Shape<'_> {
 
 impl Call<'_> {
     pub(super) fn few(&self, part: Part, scratch: &mut Scratch) -> Result<()> {
-        let Shape { routed, shared, k, hidden, inter, shared_inter } = self.shape;
+        let Shape { routed, shared, k, hidden, inter, shared_inter, .. } = self.shape;
         let Part { tokens, .. } = part;
         let (pairs, padded) = (tokens * k, padded(tokens));
         let mut pieces = self.shape.few_pieces(tokens).into_iter();
