@@ -129,7 +129,9 @@ fn perform(work: Work) -> Result<(), Failure> {
         )
         .map_err(input),
         Work::Bench { model, device, bench } => {
+            let began = std::time::Instant::now();
             let engine = session::open_engine(&model, &device)?;
+            terminal::note(&format!("loaded in {:.2} s", began.elapsed().as_secs_f64()));
             bench.run(&engine, &mut io::stdout().lock(), &mut terminal::note).map_err(input)
         }
         Work::DumpTokens(prompt, options) => chat::dump_tokens(prompt, &options),
