@@ -172,9 +172,10 @@ fn assert_valid(schema: &Value, value: &Value, of: &str) {
 fn limit_texts(schema: &mut Value) {
     match schema {
         Value::Object(members) => {
-            let bare = members.get("type").is_some_and(|kind| kind == "string")
-                && ["maxLength", "pattern"].iter().all(|key| !members.contains_key(*key));
-            if bare {
+            let is_text = members.get("type").is_some_and(|kind| kind == "string");
+            if let Some(pattern) = members.get_mut("pattern") {
+                *pattern = pattern.as_str().unwrap().replace("[0-9]+", "[0-9]{1,4}").into();
+            } else if is_text && !members.contains_key("maxLength") {
                 members.insert("maxLength".to_owned(), LONGEST_TEXT.into());
             }
             members.values_mut().for_each(limit_texts);
@@ -212,7 +213,7 @@ fn one(server: &Server, seed: u64) -> Said {
     let said = dialect.read(&server.ask(dialect.path(), &request));
     let of = format!("seed {seed}, {dialect:?}, {wanted:?}, {said:?}");
     match &wanted {
-        _ if said.cut => {}
+        _ if said.cut => println!("cut: {of}"),
         Wanted::Schema(schema) => {
             assert!(said.calls.is_empty(), "{of}");
             let value = serde_json::from_str(&said.text);
@@ -256,7 +257,7 @@ fn many(count: u64) {
         }
     });
     println!("{count} answers of {tokens:?} tokens, {called:?} with calls, {cut:?} cut");
-    // Numbers and patterns may still have digits without end.
+    // What is cut can be checked by nobody. Numbers may have digits without end, and some have.
     assert!(cut.into_inner() * 50 <= count, "too many were cut");
 }
 
