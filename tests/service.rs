@@ -1,6 +1,9 @@
 //! Many jobs at a time answer as each would alone, and what happens to one is nothing to the
 //! others.
 
+#[path = "service/speed.rs"]
+mod speed;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +13,6 @@ use candle_ds4::engine::{
     Chosen, Engine, EngineError, Finish, Guide, GuideError, Job, Limits, Namespace, Outcome,
     Refused, Service, Update, Updates,
 };
-use candle_ds4::model::{Input, Logits};
 use candle_ds4::sample::Sampling;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -42,6 +44,7 @@ fn endless(prompt: Vec<u32>, max_tokens: usize) -> Job {
             ..Sampling::greedy()
         },
         max_tokens,
+        room: max_tokens,
         guide: None,
         logprobs: None,
         namespace: Namespace::default(),
@@ -424,87 +427,4 @@ fn dropping_the_handles_finishes_what_was_asked_for() {
     let more = clone.submit(endless(ids(3, 10), 50)).unwrap();
     clone.join();
     assert_eq!(listen(updates).chosen.len() + listen(more).chosen.len(), 100);
-}
-
-/// `cargo test --release --test service -- --ignored --nocapture throughput`
-#[test]
-#[ignore = "a measurement: run it alone on a quiet machine"]
-fn throughput() {
-    for (what, prompt, answer) in [("short prompts", 10, 400), ("chats", 200, 200)] {
-        let mut of_one = 0.0;
-        for jobs in [1, 2, 4, 8, 16, 32] {
-            let limits = Limits { parallel: jobs, ..Limits::of(&Device::Cpu) };
-            let service = Service::start_with(engine(), limits).unwrap();
-            let start = Instant::now();
-            let listeners: Vec<_> = (0..jobs as u32)
-                .map(|job| {
-                    let namespace = Namespace([job as u8; 16]);
-                    let job = Job { namespace, ..endless(ids(job * 40, prompt), answer) };
-                    let updates = service.submit(job).unwrap();
-                    std::thread::spawn(move || listen(updates))
-                })
-                .collect();
-            for listener in listeners {
-                assert_eq!(listener.join().unwrap().chosen.len(), answer);
-            }
-            let rate = (jobs * answer) as f64 / start.elapsed().as_secs_f64();
-            if jobs == 1 {
-                of_one = rate;
-            }
-            let stats = service.stats();
-            let step = stats.step_time.as_secs_f64() * 1e3 / stats.steps as f64;
-            println!(
-                "{what}: {jobs} jobs: {rate:.0} tok/s, {:.2} × one, {step:.2} ms a pass",
-                rate / of_one
-            );
-        }
-    }
-}
-
-/// Whether tokens of answers ride along with a chunk of a prompt, or take turns with it.
-///
-/// `cargo test --release --test service -- --ignored --nocapture riding_along`
-#[test]
-#[ignore = "a measurement: run it alone on a quiet machine"]
-fn riding_along_with_a_chunk_against_taking_turns() {
-    let engine = engine();
-    let (model, ws) = (engine.model(), engine.workspace());
-    let fresh = |len: usize| {
-        let mut cache = model.new_cache().unwrap();
-        let tokens = ids(len as u32, len);
-        let input = Input { tokens: &tokens, cache: &mut cache };
-        model.forward(&mut [input], Logits::None, ws).unwrap();
-        cache
-    };
-    let token = [700];
-    for chunk in [128, 512, 1024] {
-        let (mut together, mut turns) = (Vec::new(), Vec::new());
-        let tokens = ids(9, chunk);
-        for _ in 0..15 {
-            for (mixed, times) in [(true, &mut together), (false, &mut turns)] {
-                let mut prompt = fresh(1000);
-                let mut answers: Vec<_> = (0..8).map(|i| fresh(200 + i)).collect();
-                let start = Instant::now();
-                let answers = answers.iter_mut();
-                let mut inputs: Vec<_> =
-                    answers.map(|cache| Input { tokens: &token, cache }).collect();
-                let chunk = Input { tokens: &tokens, cache: &mut prompt };
-                if mixed {
-                    inputs.push(chunk);
-                    model.forward(&mut inputs, Logits::Last, ws).unwrap();
-                } else {
-                    model.forward(&mut inputs, Logits::Last, ws).unwrap();
-                    model.forward(&mut [chunk], Logits::None, ws).unwrap();
-                }
-                times.push(start.elapsed().as_secs_f64() * 1e3);
-            }
-        }
-        let [together, turns] = [together, turns].map(|mut times| {
-            times.sort_unstable_by(f64::total_cmp);
-            (times[0], times[times.len() / 2])
-        });
-        println!(
-            "chunk {chunk} and 8 answers: together {together:.2?} ms, in turns {turns:.2?} ms"
-        );
-    }
 }

@@ -60,6 +60,7 @@ fn job(prompt: Vec<u32>, max_tokens: usize) -> Job {
             ..Sampling::greedy()
         },
         max_tokens,
+        room: max_tokens,
         guide: None,
         logprobs: Some(5),
         namespace: Namespace::default(),

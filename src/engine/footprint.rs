@@ -15,13 +15,18 @@ impl Footprint {
         Self { fixed, page }
     }
 
+    /// Bytes that another token of a long sequence takes.
+    pub fn token(&self) -> usize {
+        self.page.div_ceil(PAGE_TOKENS)
+    }
+
     /// A sequence that may grow to `tokens` tokens, the first `shared` of them in pages that are
     /// accounted for elsewhere: its rows, its own state, and the copy of the page that it shares
     /// in part.
     pub fn reserve(&self, tokens: usize, shared: usize) -> usize {
         let pages = tokens.div_ceil(PAGE_TOKENS) - (shared / PAGE_TOKENS).min(tokens / PAGE_TOKENS);
-        // A point to come back to has a state of its own.
-        let states = if shared == 0 { 2 } else { 1 };
-        pages.saturating_mul(self.page).saturating_add(states * self.fixed)
+        // A point to come back to has a state of its own, and its last page is copied.
+        let (states, copies) = if shared == 0 { (2, 1) } else { (1, 0) };
+        (pages + copies).saturating_mul(self.page).saturating_add(states * self.fixed)
     }
 }

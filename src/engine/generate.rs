@@ -41,7 +41,7 @@ pub enum Finish {
     Stop,
     /// It has `max_tokens` tokens.
     Length,
-    /// The context is full.
+    /// The context, or the memory for sequences, is full.
     Context,
     /// The caller broke off.
     Caller,
@@ -104,6 +104,7 @@ impl Engine {
             prompt,
             sampling,
             max_tokens,
+            room: max_tokens,
             guide: None,
             logprobs: None,
             namespace: Namespace::default(),

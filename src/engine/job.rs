@@ -20,6 +20,11 @@ pub struct Job {
     pub sampling: Sampling,
     /// Tokens to generate at most.
     pub max_tokens: usize,
+    /// Of these, the ones that memory is set aside for before the job begins. For more it is taken
+    /// as the answer grows; where there is none left, the answer ends with [`Finish::Context`].
+    ///
+    /// [`Finish::Context`]: super::Finish::Context
+    pub room: usize,
     /// What restricts the choice, if anything does.
     pub guide: Option<Box<dyn Guide>>,
     /// How many of the likeliest tokens to report beside each chosen one; `None` reports no

@@ -23,8 +23,8 @@ pub struct Limits {
     pub per_namespace: usize,
     /// Jobs that wait.
     pub waiting: usize,
-    /// Bytes on the device for what is remembered of sequences: those that run, with room for all
-    /// that they may generate, and those kept for prompts to come.
+    /// Bytes on the device for what is remembered of sequences: those that run, with the room that
+    /// was set aside for their answers, and those kept for prompts to come.
     pub kv_bytes: usize,
     /// Tokens of prompts in one forward pass.
     pub chunk_tokens: usize,

@@ -1,14 +1,20 @@
 //! What is kept of earlier prompts and answers, for prompts to come.
 
+#[cfg(test)]
+mod tests;
+mod tree;
+
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::job::Namespace;
 use crate::cache::{Snapshot, REWIND_TOKENS};
+pub(super) use tree::common;
+use tree::{Tree, Walk};
 
-/// A tree of token runs for each namespace, with frontiers at some of its nodes: states that a
-/// prompt can go on from. Frontiers share the pages of their common prefixes.
+/// Frontiers: states that a prompt can go on from, by the tokens that they come after. Frontiers
+/// share the pages of their common prefixes.
 ///
 /// Over its budget it gives up what is worth least by the byte, where the worth of a frontier is
 /// the work of computing it again × the chance that it is asked for:
@@ -19,27 +25,12 @@ use crate::cache::{Snapshot, REWIND_TOKENS};
 /// sequence that started there, a save under way) is never given up.
 #[derive(Default)]
 pub(super) struct Prefixes {
-    nodes: Vec<Node>,
-    free: Vec<usize>,
-    roots: HashMap<Namespace, usize>,
+    tree: Tree<Frontier>,
     /// How many frontiers hold a page, and its bytes; by address.
     pages: HashMap<usize, (usize, usize)>,
     bytes: usize,
     frontiers: usize,
     lookups: u64,
-}
-
-/// A place where runs part, or a frontier is.
-struct Node {
-    namespace: Namespace,
-    parent: Option<usize>,
-    /// Tokens since the parent.
-    run: Vec<u32>,
-    /// Tokens since the root.
-    end: usize,
-    /// By their first token.
-    children: BTreeMap<u32, usize>,
-    frontier: Option<Frontier>,
 }
 
 struct Frontier {
@@ -69,16 +60,6 @@ pub(super) struct Found {
     pub shared: usize,
 }
 
-/// How far a prompt leads into a tree.
-struct Walk {
-    /// The last node that is wholly on its way.
-    node: usize,
-    /// A child of that node whose run the prompt leaves half-way.
-    below: Option<usize>,
-    /// Tokens in common.
-    shared: usize,
-}
-
 impl Found {
     /// Tokens that need not be computed.
     pub fn len(&self) -> usize {
@@ -101,12 +82,12 @@ impl Prefixes {
     pub fn find(&mut self, namespace: Namespace, prompt: &[u32]) -> Found {
         self.lookups += 1;
         let mut found = Found { frontier: None, saved: 0, shared: 0 };
-        let Some(walk) = self.walk(namespace, prompt) else { return found };
+        let Some(walk) = self.tree.walk(namespace, prompt) else { return found };
         found.shared = walk.shared;
         let wanted = walk.shared.min(prompt.len().saturating_sub(1));
         let best = self.best(&walk, wanted);
         if let Some((frontier, len)) =
-            best.and_then(|(node, len)| Some((self.nodes[node].frontier.as_mut()?, len)))
+            best.and_then(|(node, len)| Some((self.tree.value_mut(node)?, len)))
         {
             frontier.hits += 1;
             frontier.used = self.lookups;
@@ -118,9 +99,9 @@ impl Prefixes {
 
     /// Whether there is a frontier after exactly these tokens.
     pub fn contains(&self, namespace: Namespace, tokens: &[u32]) -> bool {
-        self.walk(namespace, tokens).is_some_and(|walk| {
-            let node = &self.nodes[walk.node];
-            node.end == tokens.len() && node.frontier.is_some()
+        self.tree.walk(namespace, tokens).is_some_and(|walk| {
+            let is_there = self.tree.value(walk.node).is_some();
+            is_there && self.tree.end(walk.node) == tokens.len()
         })
     }
 
@@ -132,26 +113,8 @@ impl Prefixes {
         state: Arc<Snapshot>,
         saved: usize,
     ) {
-        let walk = match self.walk(namespace, tokens) {
-            Some(walk) => walk,
-            None => {
-                let root = self.add(namespace, None, Vec::new(), 0);
-                self.roots.insert(namespace, root);
-                Walk { node: root, below: None, shared: 0 }
-            }
-        };
-        let mut node = match walk.below {
-            Some(below) => self.split(below, walk.shared),
-            None => walk.node,
-        };
-        if walk.shared < tokens.len() {
-            let run = tokens[walk.shared..].to_vec();
-            let first = run[0];
-            let leaf = self.add(namespace, Some(node), run, tokens.len());
-            self.nodes[node].children.insert(first, leaf);
-            node = leaf;
-        }
-        if self.nodes[node].frontier.is_some() {
+        let frontier = Frontier { state: state.clone(), saved, hits: 0, used: self.lookups };
+        if !self.tree.insert(namespace, tokens, frontier) {
             return;
         }
         for (page, bytes) in pages(&state) {
@@ -163,7 +126,6 @@ impl Prefixes {
         }
         self.bytes += state.fixed_bytes();
         self.frontiers += 1;
-        self.nodes[node].frontier = Some(Frontier { state, saved, hits: 0, used: self.lookups });
     }
 
     /// Gives up the least valuable frontiers until at most `budget` bytes are held, or all others
@@ -176,7 +138,8 @@ impl Prefixes {
             return 0;
         }
         let mut worth: Vec<(f64, usize)> = self
-            .frontier_nodes()
+            .tree
+            .values()
             .filter(|(_, frontier)| Arc::strong_count(&frontier.state) == 1)
             .map(|(node, frontier)| (self.worth(node, frontier), node))
             .collect();
@@ -195,7 +158,8 @@ impl Prefixes {
     /// Bytes of frontiers that are in use.
     pub fn pinned_bytes(&self) -> usize {
         let mut seen = HashSet::new();
-        self.frontier_nodes()
+        self.tree
+            .values()
             .filter(|(_, frontier)| Arc::strong_count(&frontier.state) > 1)
             .map(|(_, frontier)| {
                 let fresh = pages(&frontier.state).filter(|(page, _)| seen.insert(*page));
@@ -204,14 +168,10 @@ impl Prefixes {
             .sum()
     }
 
-    fn frontier_nodes(&self) -> impl Iterator<Item = (usize, &Frontier)> {
-        let nodes = self.nodes.iter().enumerate();
-        nodes.filter_map(|(index, node)| Some((index, node.frontier.as_ref()?)))
-    }
-
     fn worth(&self, node: usize, frontier: &Frontier) -> f64 {
-        let Node { parent, end, .. } = self.nodes[node];
-        let before = self.last_frontier(parent, end).map_or(0, |before| self.nodes[before].end);
+        let end = self.tree.end(node);
+        let before = self.last_frontier(self.tree.parent(node), end);
+        let before = before.map_or(0, |before| self.tree.end(before));
         let chance = (1 + frontier.hits) as f64 / (1 + self.lookups - frontier.used) as f64;
         (end - before) as f64 * chance / self.freed(&frontier.state).max(1) as f64
     }
@@ -230,11 +190,10 @@ impl Prefixes {
     /// The node of the last frontier of at most `most` tokens, from `node` up.
     fn last_frontier(&self, mut node: Option<usize>, most: usize) -> Option<usize> {
         while let Some(index) = node {
-            let here = &self.nodes[index];
-            if here.frontier.is_some() && here.end <= most {
+            if self.tree.value(index).is_some() && self.tree.end(index) <= most {
                 return Some(index);
             }
-            node = here.parent;
+            node = self.tree.parent(index);
         }
         None
     }
@@ -243,15 +202,15 @@ impl Prefixes {
     fn best(&self, walk: &Walk, wanted: usize) -> Option<(usize, usize)> {
         let mut node = walk.node;
         let start = match walk.below {
-            Some(below) if self.nodes[node].end < wanted => below,
+            Some(below) if self.tree.end(node) < wanted => below,
             _ => node,
         };
         let mut len = wanted;
         let mut found = self.near(start, len);
         while found.is_none() {
-            len = self.nodes[node].end.min(wanted);
+            len = self.tree.end(node).min(wanted);
             found = self.near(node, len);
-            match self.nodes[node].parent {
+            match self.tree.parent(node) {
                 Some(parent) => node = parent,
                 None => break,
             }
@@ -264,72 +223,20 @@ impl Prefixes {
     fn near(&self, node: usize, len: usize) -> Option<usize> {
         let mut open = vec![node];
         while let Some(index) = open.pop() {
-            let node = &self.nodes[index];
-            if node.end <= len + REWIND_TOKENS {
-                if node.frontier.as_ref().is_some_and(|frontier| frontier.reaches(node.end, len)) {
+            let end = self.tree.end(index);
+            if end <= len + REWIND_TOKENS {
+                if self.tree.value(index).is_some_and(|frontier| frontier.reaches(end, len)) {
                     return Some(index);
                 }
-                open.extend(node.children.values());
+                open.extend(self.tree.children(index));
             }
         }
         None
     }
 
-    fn walk(&self, namespace: Namespace, tokens: &[u32]) -> Option<Walk> {
-        let mut walk = Walk { node: *self.roots.get(&namespace)?, below: None, shared: 0 };
-        while let Some(first) = tokens.get(walk.shared) {
-            let Some(&child) = self.nodes[walk.node].children.get(first) else { break };
-            let run = &self.nodes[child].run;
-            let same = common(run, &tokens[walk.shared..]);
-            walk.shared += same;
-            if same < run.len() {
-                walk.below = Some(child);
-                break;
-            }
-            walk.node = child;
-        }
-        Some(walk)
-    }
-
-    fn add(
-        &mut self,
-        namespace: Namespace,
-        parent: Option<usize>,
-        run: Vec<u32>,
-        end: usize,
-    ) -> usize {
-        let node = Node { namespace, parent, run, end, children: BTreeMap::new(), frontier: None };
-        match self.free.pop() {
-            Some(index) => {
-                self.nodes[index] = node;
-                index
-            }
-            None => {
-                self.nodes.push(node);
-                self.nodes.len() - 1
-            }
-        }
-    }
-
-    /// Puts a node where the way to `node` has `end` tokens, inside its run.
-    fn split(&mut self, node: usize, end: usize) -> usize {
-        let Node { namespace, parent, end: old_end, .. } = self.nodes[node];
-        let run = &mut self.nodes[node].run;
-        let rest = run.split_off(run.len() - (old_end - end));
-        let run = std::mem::replace(run, rest);
-        let (first, next) = (run[0], self.nodes[node].run[0]);
-        let middle = self.add(namespace, parent, run, end);
-        self.nodes[middle].children.insert(next, node);
-        self.nodes[node].parent = Some(middle);
-        if let Some(parent) = parent {
-            self.nodes[parent].children.insert(first, middle);
-        }
-        middle
-    }
-
-    /// Gives up a frontier, and the nodes that nothing needs without it.
-    fn remove(&mut self, mut node: usize) {
-        let Some(Frontier { state, .. }) = self.nodes[node].frontier.take() else { return };
+    /// Gives up a frontier.
+    fn remove(&mut self, node: usize) {
+        let Some(Frontier { state, .. }) = self.tree.take(node) else { return };
         self.frontiers -= 1;
         self.bytes -= state.fixed_bytes();
         for (page, bytes) in pages(&state) {
@@ -341,36 +248,6 @@ impl Prefixes {
                 }
             }
         }
-        while self.nodes[node].frontier.is_none() && self.nodes[node].children.is_empty() {
-            let Node { namespace, parent, .. } = self.nodes[node];
-            let run = std::mem::take(&mut self.nodes[node].run);
-            self.free.push(node);
-            let Some(parent) = parent else {
-                self.roots.remove(&namespace);
-                return;
-            };
-            self.nodes[parent].children.remove(&run[0]);
-            node = parent;
-        }
-        self.join(node);
-    }
-
-    /// Takes a node out at which nothing is and nothing parts.
-    fn join(&mut self, node: usize) {
-        let Node { parent: Some(parent), frontier: None, ref children, .. } = self.nodes[node]
-        else {
-            return;
-        };
-        let mut children = children.values().copied();
-        let (Some(child), None) = (children.next(), children.next()) else { return };
-        let mut run = std::mem::take(&mut self.nodes[node].run);
-        let first = run[0];
-        run.append(&mut self.nodes[child].run);
-        self.nodes[child].run = run;
-        self.nodes[child].parent = Some(parent);
-        self.nodes[parent].children.insert(first, child);
-        self.nodes[node].children.clear();
-        self.free.push(node);
     }
 }
 
@@ -379,141 +256,4 @@ fn pages(state: &Snapshot) -> impl Iterator<Item = (usize, usize)> + '_ {
     state.rows().flat_map(|rows| {
         rows.pages().iter().map(|page| (Arc::as_ptr(page) as usize, rows.page_bytes()))
     })
-}
-
-/// How many tokens two sequences have in common at their beginnings.
-pub(super) fn common(a: &[u32], b: &[u32]) -> usize {
-    // Whole blocks are compared at the speed of memory.
-    const BLOCK: usize = 64;
-    let blocks = a.chunks_exact(BLOCK).zip(b.chunks_exact(BLOCK));
-    let same = blocks.take_while(|(a, b)| a == b).count() * BLOCK;
-    same + a[same..].iter().zip(&b[same..]).take_while(|(a, b)| a == b).count()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cache::Cache;
-    use crate::config::Config;
-    use crate::demo::demo_model;
-    use crate::gguf::Gguf;
-    use candle_core::Device;
-    use rand::rngs::StdRng;
-    use rand::{Rng, SeedableRng};
-
-    const ALICE: Namespace = Namespace([1; 16]);
-    const BOB: Namespace = Namespace([2; 16]);
-
-    fn state() -> Arc<Snapshot> {
-        let gguf = Gguf::from_bytes(demo_model()).unwrap();
-        let config = Config::from_metadata(gguf.metadata()).unwrap();
-        Arc::new(Cache::new(&config, &Device::Cpu).unwrap().into_snapshot().unwrap())
-    }
-
-    /// A snapshot of its own with the same content.
-    fn another(state: &Snapshot) -> Arc<Snapshot> {
-        Arc::new(state.duplicate().unwrap())
-    }
-
-    #[test]
-    fn lookups_are_those_of_a_plain_list_whatever_was_put_in_and_taken_out() {
-        let mut rng = StdRng::seed_from_u64(1);
-        let state = state();
-        let one = state.fixed_bytes();
-        for round in 0..40 {
-            let mut prefixes = Prefixes::default();
-            let mut list: Vec<(Namespace, Vec<u32>)> = Vec::new();
-            for _ in 0..60 {
-                // Few letters and lengths, so that everything parts from everything everywhere.
-                let mut tokens: Vec<u32> = match rng.random_range(0..3) {
-                    0 if !list.is_empty() => list[rng.random_range(0..list.len())].1.clone(),
-                    _ => Vec::new(),
-                };
-                tokens.truncate(rng.random_range(0..=tokens.len()));
-                let more = rng.random_range(1..30);
-                tokens.extend((0..more).map(|_| rng.random_range(0..2u32)));
-                let namespace = if rng.random_bool(0.7) { ALICE } else { BOB };
-
-                let found = prefixes.find(namespace, &tokens);
-                let own = || list.iter().filter(|(of, _)| *of == namespace);
-                let shared = own().map(|(_, kept)| common(kept, &tokens)).max().unwrap_or(0);
-                let usable = own().map(|(_, kept)| {
-                    let same = common(kept, &tokens).min(tokens.len() - 1);
-                    if kept.len() <= same + REWIND_TOKENS {
-                        same.min(kept.len())
-                    } else {
-                        0
-                    }
-                });
-                assert_eq!(found.shared, shared, "round {round}");
-                assert_eq!(found.len(), usable.max().unwrap_or(0), "round {round}");
-                drop(found);
-
-                let known = own().any(|(_, kept)| *kept == tokens);
-                assert_eq!(prefixes.contains(namespace, &tokens), known);
-                prefixes.insert(namespace, &tokens, another(&state), 0);
-                if !known {
-                    list.push((namespace, tokens));
-                }
-                assert_eq!(
-                    (prefixes.frontiers(), prefixes.bytes()),
-                    (list.len(), one * list.len())
-                );
-                if rng.random_bool(0.05) {
-                    let budget = one * rng.random_range(0..=list.len());
-                    prefixes.shrink(budget);
-                    assert!(prefixes.bytes() <= budget);
-                    list.retain(|(namespace, tokens)| prefixes.contains(*namespace, tokens));
-                    assert_eq!(prefixes.frontiers(), list.len());
-                }
-            }
-            prefixes.shrink(0);
-            assert_eq!((prefixes.bytes(), prefixes.frontiers()), (0, 0));
-            assert!(prefixes.roots.is_empty() && prefixes.pages.is_empty());
-            assert_eq!(prefixes.free.len(), prefixes.nodes.len(), "a node leaked");
-        }
-    }
-
-    #[test]
-    fn what_is_in_use_stays_and_what_is_worth_most_goes_last() {
-        let state = state();
-        let mut prefixes = Prefixes::default();
-        let tokens: Vec<u32> = (0..1000).collect();
-        // A long prefix that is asked for, a long one that is not, a short step after it.
-        prefixes.insert(ALICE, &tokens[..500], another(&state), 0);
-        let held = another(&state);
-        prefixes.insert(ALICE, &tokens[1..10], held.clone(), 0);
-        prefixes.insert(ALICE, &tokens[..900], another(&state), 0);
-        prefixes.insert(ALICE, &tokens[..910], another(&state), 0);
-        for _ in 0..3 {
-            assert_eq!(prefixes.find(ALICE, &tokens[..600]).len(), 500);
-        }
-        let one = state.fixed_bytes();
-        let left = |prefixes: &Prefixes| {
-            [500, 900, 910].map(|len| prefixes.contains(ALICE, &tokens[..len]))
-        };
-        assert_eq!(prefixes.shrink(one * 4 - 1), 1);
-        assert_eq!(left(&prefixes), [true, true, false]);
-        assert_eq!(prefixes.shrink(one * 3 - 1), 1);
-        assert_eq!(left(&prefixes), [true, false, false]);
-        assert_eq!(prefixes.shrink(0), 1);
-        assert!(prefixes.contains(ALICE, &tokens[1..10]), "somebody holds it");
-        assert_eq!((prefixes.pinned_bytes(), prefixes.bytes()), (one, one));
-        drop(held);
-        assert_eq!((prefixes.shrink(0), prefixes.bytes()), (1, 0));
-    }
-
-    #[test]
-    fn common_prefixes_are_exact_around_blocks() {
-        for len in [0, 1, 63, 64, 65, 127, 128, 200] {
-            for other in [0, 1, 63, 64, 65, 127, 128, 200] {
-                for at in 0..=len.min(other) {
-                    let a: Vec<u32> = (0..len as u32).collect();
-                    let mut b: Vec<u32> = (0..other as u32).collect();
-                    b.iter_mut().skip(at).for_each(|token| *token += 1);
-                    assert_eq!(common(&a, &b), at);
-                }
-            }
-        }
-    }
 }

@@ -12,7 +12,7 @@ use super::reply::Reply;
 use super::share::Wish;
 use super::{Engine, EngineError};
 use crate::cache::store::PAGE_TOKENS;
-use crate::cache::{Cache, Snapshot, REWIND_TOKENS};
+use crate::cache::{Cache, Snapshot, PAGE_TOKENS as MEMORY_PAGE, REWIND_TOKENS};
 
 /// Points of a prompt that are closer to each other than this are not worth two states.
 const LEAST_GAP: usize = 32;
@@ -35,6 +35,8 @@ pub(super) struct Running {
     /// How many of them are the prompt's.
     pub prompt: usize,
     pub max_tokens: usize,
+    /// Tokens of the answer that memory is set aside for.
+    room: usize,
     pub cache: Cache,
     pub chooser: Chooser,
     pub reply: Reply,
@@ -48,6 +50,8 @@ pub(super) struct Running {
     pub saved: usize,
     /// Its reader had to catch up when it was last asked what it could take.
     pub paused: bool,
+    /// It waits for memory to go on.
+    pub stalled: bool,
     cached: usize,
     started: Instant,
     answering: Option<Instant>,
@@ -60,6 +64,7 @@ pub(super) struct Start {
     pub prompt: Vec<u32>,
     pub landmarks: Vec<usize>,
     pub max_tokens: usize,
+    pub room: usize,
     pub chooser: Chooser,
     pub reply: Reply,
 }
@@ -67,7 +72,8 @@ pub(super) struct Start {
 impl Running {
     /// Goes on from what was found, of which `cache` is.
     pub fn start(start: Start, found: Found, cache: Cache) -> Self {
-        let Start { id, namespace, prompt: tokens, landmarks, max_tokens, chooser, reply } = start;
+        let Start { id, namespace, landmarks, max_tokens, room, chooser, reply, .. } = start;
+        let tokens = start.prompt;
         let Found { frontier: base, saved, shared } = found;
         let cached = cache.len();
         Self {
@@ -77,6 +83,7 @@ impl Running {
             prompt: tokens.len(),
             tokens,
             max_tokens,
+            room,
             cache,
             chooser,
             reply,
@@ -84,6 +91,7 @@ impl Running {
             looked: cached,
             saved,
             paused: false,
+            stalled: false,
             cached,
             started: Instant::now(),
             answering: None,
@@ -106,7 +114,7 @@ impl Running {
     /// What it could take of a forward pass; nothing while its reader has to catch up.
     pub fn wish(&mut self) -> Wish {
         self.paused = self.reply.is_behind();
-        if self.paused {
+        if self.paused || self.stalled {
             return Wish { remaining: 0, until_stop: 0 };
         }
         let at = self.cache.len();
@@ -117,8 +125,34 @@ impl Running {
 
     /// Bytes that it may come to take, beside those of the state it started from.
     pub fn reserved(&self, footprint: &Footprint) -> usize {
+        self.reserved_with(footprint, self.room)
+    }
+
+    fn reserved_with(&self, footprint: &Footprint, room: usize) -> usize {
         let base = self.base.as_ref().map_or(0, |(_, len)| *len);
-        footprint.reserve(self.prompt.saturating_add(self.max_tokens), base)
+        footprint.reserve(self.prompt.saturating_add(room), base)
+    }
+
+    /// Whether its next token has no place in the memory that was set aside.
+    pub fn lacks_room(&self) -> bool {
+        self.generated() > self.room
+    }
+
+    /// Bytes that it needs to go on.
+    pub fn more_room(&self, footprint: &Footprint) -> usize {
+        let more = self.reserved_with(footprint, self.larger_room());
+        more.saturating_sub(self.reserved(footprint))
+    }
+
+    /// It has them.
+    pub fn grow(&mut self) {
+        self.room = self.larger_room();
+    }
+
+    /// To the end of the next page: no less can be had.
+    fn larger_room(&self) -> usize {
+        let pages = (self.prompt + self.room) / MEMORY_PAGE + 1;
+        (pages * MEMORY_PAGE - self.prompt).min(self.max_tokens)
     }
 
     /// How many tokens of its prompt another one shares.

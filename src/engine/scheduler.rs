@@ -92,10 +92,12 @@ impl Scheduler {
         let id = self.next_id;
         match self.check(engine, &job) {
             Ok(sampler) => {
-                let Job { prompt, max_tokens, guide, logprobs, namespace, landmarks, .. } = job;
+                let Job { prompt, guide, logprobs, namespace, landmarks, .. } = job;
                 let chooser = Chooser { sampler, guide, logprobs };
-                let max_tokens = max_tokens.min(engine.context() + 1 - prompt.len());
-                let start = Start { id, namespace, prompt, landmarks, max_tokens, chooser, reply };
+                let max_tokens = job.max_tokens.min(engine.context() + 1 - prompt.len());
+                let room = job.room.min(max_tokens);
+                let start =
+                    Start { id, namespace, prompt, landmarks, max_tokens, room, chooser, reply };
                 self.waiting.push_back(Waiting::new(start));
             }
             Err(error) => self.fail(reply, error),
@@ -104,7 +106,7 @@ impl Scheduler {
     }
 
     fn check(&self, engine: &Engine, job: &Job) -> Result<Sampler, EngineError> {
-        let tokens = engine.check_prompt(&job.prompt, job.max_tokens)?;
+        let tokens = engine.check_prompt(&job.prompt, job.max_tokens.min(job.room))?;
         check_memory(&self.footprint, tokens, self.limits.kv_bytes)?;
         Ok(Sampler::new(job.sampling.clone())?)
     }
@@ -113,6 +115,7 @@ impl Scheduler {
     pub fn step(&mut self, engine: &Engine) -> Step {
         self.drop_cancelled();
         self.take_loaded();
+        self.make_answers_room();
         self.admit(engine);
         let wishes: Vec<_> = self.running.iter_mut().map(Running::wish).collect();
         let shares = share(&wishes, self.limits.chunk_tokens);

@@ -186,6 +186,11 @@ impl Service {
         &self.limits
     }
 
+    /// Bytes of memory that another token of a long sequence takes.
+    pub fn bytes_per_token(&self) -> usize {
+        self.footprint.token()
+    }
+
     /// The store, if there is one.
     pub fn store(&self) -> Option<&Store> {
         self.store.as_ref()
@@ -216,7 +221,8 @@ impl Service {
     /// stopped.
     pub fn submit(&self, job: Job) -> Result<Updates, Refused> {
         // A prompt that is too long for the context is told so as its job's answer.
-        let tokens = job.prompt.len().saturating_add(job.max_tokens).min(self.context + 1);
+        let room = job.max_tokens.min(job.room);
+        let tokens = job.prompt.len().saturating_add(room).min(self.context + 1);
         let fits_context = job.prompt.len() < self.context;
         if let (true, Err(EngineError::Memory { tokens, needed, budget })) =
             (fits_context, check_memory(&self.footprint, tokens, self.limits.kv_bytes))

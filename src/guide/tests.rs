@@ -1,3 +1,5 @@
+mod random;
+
 use std::collections::HashSet;
 
 use rand::rngs::StdRng;
@@ -73,54 +75,9 @@ fn read(
     (text, calls.collect())
 }
 
-/// A schema that a program might ask for.
-fn random_schema(random: &mut StdRng, depth: usize) -> Value {
-    let kinds = if depth == 0 { 7 } else { 10 };
-    match random.random_range(0..kinds) {
-        0 => json!({"type": "string"}),
-        1 => {
-            let low = random.random_range(0..4);
-            json!({"type": "string", "minLength": low, "maxLength": low + random.random_range(0..9)})
-        }
-        2 => {
-            let colours = &["red", "rot", "r<b>", "", "roteiche"][..random.random_range(1..5)];
-            json!({ "enum": colours })
-        }
-        3 => {
-            let low = random.random_range(-50..50);
-            json!({"type": "integer", "minimum": low, "maximum": low + random.random_range(0..100)})
-        }
-        // Without bounds a number may be larger than programs can read.
-        4 => json!({"type": ["number", "null"], "minimum": -1e6, "maximum": 1e6}),
-        5 => json!({"type": "boolean"}),
-        6 => json!({"type": "string", "pattern": "^[a-z]{2,5}-[0-9]+$"}),
-        7 => {
-            let items = random_schema(random, depth - 1);
-            let low = random.random_range(0..2);
-            json!({"type": "array", "items": items, "minItems": low, "maxItems": low + 2})
-        }
-        8 => json!({"anyOf": [random_schema(random, 0), {"type": "null"}]}),
-        _ => random_object(random, depth - 1),
-    }
-}
-
-fn random_object(random: &mut StdRng, depth: usize) -> Value {
-    let mut properties = Map::new();
-    for _ in 0..random.random_range(0..5) {
-        let name = ["city", "a b", "größe", "x", "max_results", "q"][random.random_range(0..6)];
-        properties.insert(name.to_owned(), random_schema(random, depth));
-    }
-    let required: Vec<&String> = properties.keys().filter(|_| random.random()).collect();
-    let required = json!(required);
-    json!({"type": "object", "properties": properties, "required": required,
-        "additionalProperties": false})
-}
-
 fn random_tools(random: &mut StdRng) -> Vec<Tool> {
-    ["get", "get_weather", "Suche"][..random.random_range(1..4)]
-        .iter()
-        .map(|name| Tool::new(*name, "", random_object(random, 2)))
-        .collect()
+    let tools = random::tools(random).into_iter();
+    tools.map(|(name, parameters)| Tool::new(name, "", parameters)).collect()
 }
 
 fn is_valid(schema: &Value, value: &Value) -> bool {
@@ -170,7 +127,7 @@ fn whatever_a_model_babbles_follows_the_response_schema() {
     let guides = Guides::new(tokenizer.clone()).unwrap();
     for seed in 0..cases() {
         let random = &mut StdRng::seed_from_u64(seed);
-        let schema = random_object(random, 3);
+        let schema = random::object(random, 3);
         let wanted = Wanted { text: Text::Schema(&schema), ..Wanted::default() };
         let mut guide = guides.guide(&wanted).unwrap();
         let reply = babble(guide.as_mut(), &tokenizer, random);

@@ -21,6 +21,10 @@ use crate::prompt::{
 /// The context that the model card wants for [`Thinking::Max`]: 384K tokens.
 const THINK_MAX_CONTEXT: usize = 393_216;
 
+/// Tokens of an answer that memory is set aside for if a request does not say how many it wants:
+/// most answers have fewer, and the whole context for each would let few run at a time.
+const USUAL_ANSWER: usize = 4096;
+
 /// The ids that a request begins with, and how to read what follows them.
 pub(super) struct Prompt {
     /// The ids.
@@ -174,6 +178,7 @@ impl App {
                 prompt: ids.clone(),
                 sampling,
                 max_tokens: max_tokens.min(inner.service.context()),
+                room: request.max_tokens.unwrap_or(USUAL_ANSWER),
                 guide,
                 logprobs: request.logprobs,
                 namespace: caller.namespace,

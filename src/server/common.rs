@@ -311,3 +311,38 @@ pub fn named_call(choice: &Fields<'_>, tools: &[Tool]) -> Result<ToolChoice, Api
     }
     Ok(ToolChoice::Named(name.to_owned()))
 }
+
+/// The tools that `mode` and `tools` of an `allowed_tools` choice allow: whether one of them must
+/// be called, and their names.
+///
+/// # Errors
+/// A function that is none of the tools, or a call that is required of nothing.
+pub fn allowed_tools(
+    allowed: &Fields<'_>,
+    tools: &[Tool],
+) -> Result<(ToolChoice, Vec<String>), ApiError> {
+    let list = allowed.list("tools")?.unwrap_or_default();
+    let mut names = Vec::with_capacity(list.len());
+    for (index, entry) in list.iter().enumerate() {
+        let entry = Fields::of(entry, &format!("{}[{index}]", allowed.path("tools")))?;
+        // Others are tools that only OpenAI runs: they are passed over here as there.
+        if entry.string("type")?.is_some_and(|kind| kind != "function") {
+            continue;
+        }
+        // Chat completions wrap the name once more.
+        let function = entry.fields("function")?;
+        let function = function.as_ref().unwrap_or(&entry);
+        function.required("name")?;
+        let name = function.string("name")?.unwrap_or_default();
+        if !tools.iter().any(|tool| tool.name() == name) {
+            return Err(function.error("name", "is none of the tools"));
+        }
+        names.push(name.to_owned());
+    }
+    let required = allowed.word("mode", &[("auto", false), ("required", true)])?.unwrap_or(false);
+    match (required, names.is_empty()) {
+        (true, true) => Err(allowed.error("tools", "allows none, but a call is required")),
+        (true, false) => Ok((ToolChoice::Required, names)),
+        (false, _) => Ok((ToolChoice::Auto, names)),
+    }
+}

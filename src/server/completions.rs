@@ -110,6 +110,7 @@ impl Completion {
             stop: common::stop(&fields, "stop")?,
             n,
             logprobs,
+            allowed_tools: None,
             tool_choice: ToolChoice::Auto,
             parallel_tool_calls: true,
             format: Format::Text,

@@ -14,6 +14,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::{Finish, Usage};
+use crate::cache::store::Store;
 use crate::engine::Service;
 
 /// Seconds to the first token: from a cached prompt on a GPU to a long one on a CPU.
@@ -176,26 +177,30 @@ impl Collector for Engine {
         let stats = self.service.stats();
         let used = stats.reserved_bytes.saturating_add(stats.kept_bytes) as f64;
         let part = used / self.service.limits().kv_bytes.max(1) as f64;
-        let gauges: [(&str, &str, f64); 7] = [
+        let limit = self.service.limits().kv_bytes as f64;
+        let store = self.service.store().map(Store::stats);
+        let mut gauges = vec![
             ("vllm:num_requests_waiting", "Answers that wait", stats.waiting as f64),
             ("vllm:num_requests_running", "Answers that are worked on", stats.running as f64),
             ("vllm:kv_cache_usage_perc", "Used part of the memory for sequences, 0 to 1", part),
             ("ds4_engine_paused", "Answers whose readers lag behind", stats.paused as f64),
+            ("ds4_cache_limit_bytes", "Bytes that sequences may take in memory", limit),
             ("ds4_cache_reserved_bytes", "Bytes of running answers", stats.reserved_bytes as f64),
             ("ds4_cache_kept_bytes", "Bytes kept for prompts to come", stats.kept_bytes as f64),
             ("ds4_cache_frontiers", "Points prompts can start from", stats.frontiers as f64),
         ];
-        for (name, help, value) in gauges {
-            let gauge = ConstGauge::new(value);
-            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
-        }
-        let counters: [(&str, &str, f64); 9] = [
+        let mut counters = vec![
             ("ds4_engine_jobs", "Answers that have ended", stats.ended as f64),
             ("ds4_engine_jobs_failed", "Answers that failed", stats.failed as f64),
             ("ds4_engine_jobs_cancelled", "Answers nobody waited for", stats.cancelled as f64),
             ("ds4_engine_steps", "Forward passes", stats.steps as f64),
             ("ds4_engine_step_tokens", "Tokens of forward passes", stats.step_tokens as f64),
             ("ds4_engine_step_seconds", "Time of forward passes", stats.step_time.as_secs_f64()),
+            (
+                "ds4_engine_prefix_waits",
+                "Answers that waited for another's prefix",
+                stats.prefix_waits as f64,
+            ),
             (
                 "ds4_cache_memory_hit_tokens",
                 "Prompt tokens found in memory",
@@ -208,14 +213,39 @@ impl Collector for Engine {
             ),
             ("ds4_cache_evicted", "Points dropped for lack of room", stats.evicted as f64),
         ];
+        if let Some(store) = store {
+            gauges.extend([
+                ("ds4_store_bytes", "Bytes of usable files on disk", store.bytes as f64),
+                ("ds4_store_pages", "Pages on disk", store.pages as f64),
+                ("ds4_store_frontiers", "Points on disk to start from", store.frontiers as f64),
+            ]);
+            counters.extend([
+                ("ds4_store_lookups", "Lookups on disk", store.lookups as f64),
+                ("ds4_store_hits", "Lookups that found something", store.hits as f64),
+                ("ds4_store_hit_tokens", "Tokens of states read", store.hit_tokens as f64),
+                ("ds4_store_saves", "States written", store.saves as f64),
+                ("ds4_store_saves_failed", "States the disk refused", store.saves_skipped as f64),
+                (
+                    "ds4_store_saves_skipped",
+                    "States not written: the disk refused, or is slower than the engine",
+                    stats.saves_skipped as f64,
+                ),
+                ("ds4_store_written_bytes", "Bytes written", store.bytes_written as f64),
+                ("ds4_store_pages_written", "Pages written", store.pages_written as f64),
+                ("ds4_store_pages_shared", "Pages there already", store.pages_shared as f64),
+                ("ds4_store_evicted", "Points removed to make room", store.evicted as f64),
+                ("ds4_store_quarantined", "Damaged files", store.quarantined as f64),
+                ("ds4_store_read_errors", "Reads the system refused", store.read_errors as f64),
+            ]);
+        }
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
         for (name, help, value) in counters {
             let counter = ConstCounter::new(value);
-            counter.encode(encoder.encode_descriptor(
-                name,
-                help,
-                None,
-                counter.metric_type(),
-            )?)?;
+            let kind = counter.metric_type();
+            counter.encode(encoder.encode_descriptor(name, help, None, kind)?)?;
         }
         Ok(())
     }

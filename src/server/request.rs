@@ -22,6 +22,9 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// Whether and which tools must be called.
     pub tool_choice: ToolChoice,
+    /// Names of the tools that may be called, if not all may. The prompt has the others too, so
+    /// that it begins as it did when they could be called.
+    pub allowed_tools: Option<Vec<String>>,
     /// Whether an answer may have more than one call.
     pub parallel_tool_calls: bool,
     /// What the text of an answer must look like.
@@ -47,7 +50,7 @@ pub enum ToolChoice {
     Auto,
     /// No call; the tools are not even in the prompt.
     None,
-    /// At least one call of any tool.
+    /// At least one call of any tool that may be called.
     Required,
     /// A call of this tool.
     Named(String),

@@ -3,7 +3,7 @@
 use super::{Format, Input, Request, ToolChoice};
 use crate::engine::Guide;
 use crate::guide::{Calls, GuideError, Guides, Text, Wanted};
-use crate::prompt::{Conversation, Ending, Role};
+use crate::prompt::{Conversation, Ending, Role, Tool};
 
 /// What holds an answer to what was asked for; one for each of the `n` answers. `None` where
 /// nothing was asked and nothing can go wrong: text that is continued as it is.
@@ -29,9 +29,16 @@ pub fn guide(guides: &Guides, request: &Request) -> Result<Option<Box<dyn Guide>
         ToolChoice::Required => Calls::Required,
         ToolChoice::Named(name) => Calls::Named(name),
     };
+    let allowed: Vec<Tool> = match &request.allowed_tools {
+        Some(names) => {
+            let is_allowed = |tool: &&Tool| names.iter().any(|name| name == tool.name());
+            conversation.tools.iter().filter(is_allowed).cloned().collect()
+        }
+        None => conversation.tools.clone(),
+    };
     let wanted = Wanted {
         reasoning: opens_reasoning(conversation),
-        tools: &conversation.tools,
+        tools: &allowed,
         calls,
         parallel: request.parallel_tool_calls,
         text,

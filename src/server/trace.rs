@@ -55,7 +55,11 @@ impl Tracer {
         options.append(true).create(true);
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let state = State { file: options.open(file)?, known: VecDeque::new() };
+        let opened = options.open(file).map_err(|error| {
+            let said = format!("--trace {}: cannot be written: {error}", file.display());
+            io::Error::new(error.kind(), said)
+        });
+        let state = State { file: opened?, known: VecDeque::new() };
         Ok(Self { tokenizer, state: Mutex::new(state) })
     }
 

@@ -1,5 +1,6 @@
 """openai-python and anthropic-python against a server: chat, streams, two-step tool loops,
-reasoning, usage and errors in each dialect, every answer checked against the clients' own types.
+reasoning, usage and errors in each dialect, every answer checked against the clients' own types,
+and all JSON against the published shapes (shapes.py).
 
     DS4_URL=http://127.0.0.1:8000 python clients.py
 """
@@ -10,7 +11,10 @@ import sys
 import traceback
 
 import anthropic
+import httpx2
 import openai
+
+import shapes
 
 URL = os.environ["DS4_URL"]
 MODEL = "deepseek-v4-flash"
@@ -28,12 +32,21 @@ FUNCTION = {
 }
 CHAT_TOOL = {"type": "function", "function": FUNCTION}
 
-openai_client = openai.OpenAI(
-    base_url=URL + "/v1", api_key="none", max_retries=0, _strict_response_validation=True
-)
-lenient_client = openai.OpenAI(base_url=URL + "/v1", api_key="none", max_retries=0)
+recorder = shapes.Recorder()
+openai_options = {
+    "base_url": URL + "/v1",
+    "api_key": "none",
+    "max_retries": 0,
+    "http_client": httpx2.Client(transport=recorder),
+}
+openai_client = openai.OpenAI(**openai_options, _strict_response_validation=True)
+lenient_client = openai.OpenAI(**openai_options)
 anthropic_client = anthropic.Anthropic(
-    base_url=URL, api_key="none", max_retries=0, _strict_response_validation=True
+    base_url=URL,
+    api_key="none",
+    max_retries=0,
+    http_client=httpx2.Client(transport=recorder),
+    _strict_response_validation=True,
 )
 
 
@@ -127,6 +140,20 @@ def test_chat_forced_tool_and_schema():
         },
     )
     assert isinstance(json.loads(answer.choices[0].message.content)["sum"], int)
+
+
+def test_chat_allowed_tools():
+    other = {"type": "function", "function": {**FUNCTION, "name": "get_time"}}
+    allowed = [{"type": "function", "function": {"name": "get_time"}}]
+    answer = chat(
+        user(QUESTION),
+        tools=[CHAT_TOOL, other],
+        tool_choice={
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": "required", "tools": allowed},
+        },
+    )
+    assert answer.choices[0].message.tool_calls[0].function.name == "get_time"
 
 
 def test_chat_logprobs():
@@ -229,6 +256,49 @@ def test_responses_tools():
         assert second.usage.input_tokens_details.cached_tokens >= known - 2, second.usage
 
 
+def test_responses_in_every_way():
+    schema = {
+        "type": "object",
+        "properties": {"sum": {"type": "integer"}},
+        "required": ["sum"],
+        "additionalProperties": False,
+    }
+    other = {**RESPONSE_TOOL, "name": "get_time"}
+    ways = [
+        {"reasoning": {"effort": "none"}},
+        {"reasoning": {"effort": "high", "summary": "auto"}},
+        {"include": ["reasoning.encrypted_content", "message.output_text.logprobs"]},
+        {"top_logprobs": 2},
+        {"instructions": "Be brief.", "metadata": {"a": "b"}, "store": False},
+        {"text": {"format": {"type": "json_schema", "name": "sum", "schema": schema}}},
+        {"text": {"format": {"type": "json_object"}}},
+        {"tools": [RESPONSE_TOOL], "tool_choice": "required"},
+        {"tools": [RESPONSE_TOOL], "tool_choice": "none"},
+        {"tools": [RESPONSE_TOOL], "tool_choice": {"type": "function", "name": "get_weather"}},
+        {
+            "tools": [RESPONSE_TOOL, other],
+            "parallel_tool_calls": False,
+            "tool_choice": {
+                "type": "allowed_tools",
+                "mode": "required",
+                "tools": [{"type": "function", "name": "get_time"}],
+            },
+        },
+        {"extra_body": {"max_output_tokens": 3}},
+    ]
+    for way in ways:
+        whole = respond("What is 17 + 25?", **way)
+        events = list(respond("What is 17 + 25?", stream=True, **way))
+        assert [event.sequence_number for event in events] == list(range(len(events)))
+        last = events[-1].response
+        assert last.status == whole.status
+        assert last.output_text == whole.output_text
+        kinds = [item.type for item in whole.output]
+        assert [item.type for item in last.output] == kinds
+        if "allowed_tools" in str(way):
+            assert whole.output[-1].name == "get_time"
+
+
 def test_responses_errors_and_count():
     try:
         respond("Hi", previous_response_id="resp_0")
@@ -316,6 +386,20 @@ def test_messages_tools():
         assert second.usage.cache_read_input_tokens >= known - 2, second.usage
 
 
+def test_messages_schema():
+    schema = {
+        "type": "object",
+        "properties": {"sum": {"type": "integer"}},
+        "required": ["sum"],
+        "additionalProperties": False,
+    }
+    message = ask(
+        user("What is 17 + 25?"),
+        output_config={"format": {"type": "json_schema", "schema": schema}},
+    )
+    assert isinstance(json.loads(message.content[0].text)["sum"], int)
+
+
 def test_messages_count_and_models():
     counted = anthropic_client.messages.count_tokens(model=MODEL, messages=user("Hi"))
     usage = ask(user("Hi"), max_tokens=1).usage
@@ -353,6 +437,12 @@ def main():
             failed += 1
             print("FAIL", name)
             traceback.print_exc()
+    faults, counted = shapes.check(recorder.recorded)
+    for name, count in sorted(counted.items()):
+        print(f"{count:6} of {name}")
+    for fault in faults:
+        print("FAIL", fault[:2000])
+    failed += len(faults)
     sys.exit(min(failed, 1))
 
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use candle_ds4::candle::Device;
 use candle_ds4::demo::demo_model;
-use candle_ds4::engine::{Engine, Service};
+use candle_ds4::engine::{Engine, Limits, Service};
 use candle_ds4::gguf::Gguf;
 use candle_ds4::server::{serve, App, Replay, Secret, Settings};
 use serde_json::Value;
@@ -23,17 +23,23 @@ pub fn runtime() -> &'static Runtime {
 
 pub fn service() -> &'static Service {
     static SERVICE: OnceLock<Service> = OnceLock::new();
-    SERVICE.get_or_init(|| {
-        let gguf = Gguf::from_bytes(demo_model()).unwrap();
-        let engine = Engine::from_gguf(&gguf, "demo", &Device::Cpu).unwrap();
-        Service::start(engine).unwrap()
-    })
+    SERVICE.get_or_init(|| new_service(Limits::of(&Device::Cpu)))
+}
+
+pub fn new_service(limits: Limits) -> Service {
+    let gguf = Gguf::from_bytes(demo_model()).unwrap();
+    let engine = Engine::from_gguf(&gguf, "demo", &Device::Cpu).unwrap();
+    Service::start_with(engine, limits).unwrap()
 }
 
 /// A server with these settings, for as long as the tests run.
 pub fn start(settings: Settings) -> SocketAddr {
-    let replay = Replay::new(service().tokenizer().clone(), Secret::random(), 1 << 20);
-    let (app, stopper) = App::new(service().clone(), settings, Some(replay.into())).unwrap();
+    start_on(service(), settings)
+}
+
+pub fn start_on(service: &Service, settings: Settings) -> SocketAddr {
+    let replay = Replay::new(service.tokenizer().clone(), Secret::random(), 1 << 20);
+    let (app, stopper) = App::new(service.clone(), settings, Some(replay.into())).unwrap();
     runtime().block_on(async {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

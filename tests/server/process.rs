@@ -77,7 +77,7 @@ fn command(arguments: &[&str]) -> Command {
     command.args(arguments).current_dir(std::env::temp_dir());
     command.env_remove("DS4_MODEL").env_remove("DS4_API_KEY");
     // Nothing is kept from one test to the next.
-    command.env_remove("HOME").env_remove("XDG_CACHE_HOME");
+    command.env_remove("HOME").env_remove("XDG_CACHE_HOME").env_remove("NOTIFY_SOCKET");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -116,6 +116,7 @@ fn what_is_not_safe_does_not_start() {
     assert!(refused(&["--cors", "not-an-origin"]).contains("--cors"));
     assert!(refused(&["--api-key-file", "nowhere.txt"]).contains("nowhere.txt"));
     assert!(refused(&["-m", "nowhere.gguf", "--port", "0"]).contains("nowhere.gguf"));
+    assert!(refused(&["--port", "0", "--trace", "/no/such/folder"]).contains("--trace /no/such"));
     let folder = tempfile::tempdir().unwrap();
     let empty = folder.path().join("keys");
     std::fs::write(&empty, "# none yet\n").unwrap();
@@ -161,6 +162,24 @@ fn the_log_has_neither_keys_nor_prompts_and_the_trace_has_prompts() {
     }
     use std::os::unix::fs::PermissionsExt;
     assert_eq!(std::fs::metadata(&trace).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_supervisor_is_told_when_it_is_ready_and_when_it_stops() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let heard = || {
+        let mut buffer = [0; 64];
+        let length = socket.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..length].to_vec()).unwrap()
+    };
+    let server = Server::start(&["--port", "0"], &[("NOTIFY_SOCKET", path.to_str().unwrap())]);
+    assert_eq!(heard(), "READY=1");
+    server.stop();
+    assert_eq!(heard(), "STOPPING=1");
 }
 
 /// What a client saw of an answer when the server was stopped.

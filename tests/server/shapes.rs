@@ -508,6 +508,13 @@ fn health_version_and_metrics_answer() {
     assert_eq!(get("/v1/version").ok()["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(get("/server_info").ok()["context_length"], 16_384);
     post(CHAT, &ask("What is 12 + 30?")).ok();
+    let loads = get("/v1/loads").ok();
+    let load = &loads["loads"][0];
+    assert_eq!(loads["dp_rank_count"], 1);
+    assert!(load["num_running_reqs"].is_u64() && load["num_waiting_reqs"].is_u64(), "{loads}");
+    assert!((0.0..=1.0).contains(&load["token_usage"].as_f64().unwrap()), "{loads}");
+    assert!(load["num_used_tokens"].as_u64() < load["max_total_num_tokens"].as_u64(), "{loads}");
+    assert!(load["gen_throughput"].as_f64().unwrap() > 0.0, "{loads}");
     let metrics = get("/metrics");
     assert_eq!(metrics.status, 200);
     let text = metrics.text();

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::format::Damage;
+use crate::hub::Size;
 
 /// Why a store cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -58,8 +59,9 @@ pub enum SaveError {
     Busy,
     /// The sequence alone is larger than all that may be stored.
     #[error(
-        "the sequence needs {needed} bytes of the {budget} that may be used; allow more with \
-         --kv-disk-space-mb"
+        "the sequence needs {} of the {} that may be used; allow more with --kv-disk-space-mb",
+        Size(*needed),
+        Size(*budget)
     )]
     Budget {
         /// Bytes of its new files, and of those that it shares and that cannot go.
@@ -69,8 +71,11 @@ pub enum SaveError {
     },
     /// The disk is too full.
     #[error(
-        "the disk has {free} bytes left, of which {reserve} are kept free, and the save needs \
-         {needed}; free some space, or name a folder on another disk with --kv-disk-dir"
+        "the disk has {} left, of which {} are kept free, and the save needs {}; free some space, \
+         or name a folder on another disk with --kv-disk-dir",
+        Size(*free),
+        Size(*reserve),
+        Size(*needed)
     )]
     Reserve {
         /// Bytes of its new files.

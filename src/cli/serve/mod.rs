@@ -4,6 +4,7 @@ mod args;
 mod log;
 mod options;
 mod signals;
+mod supervisor;
 
 use std::ffi::OsString;
 use std::io;
@@ -53,10 +54,15 @@ fn run(line: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
     let service = service(&options)?;
     let replay = replay(&options, &service)?;
     let (app, stopper) = App::new(service.clone(), options.settings.clone(), replay)
-        .map_err(|error| Failure::Run(format!("the server cannot be set up: {error}")))?;
+        .map_err(|error| Failure::Input(error.to_string()))?;
     announce(&options, &listener, &service)?;
     let served = runtime.block_on(async {
         let stop = signals::listen()?;
+        supervisor::notify(supervisor::READY);
+        let stop = async {
+            stop.await;
+            supervisor::notify(supervisor::STOPPING);
+        };
         serve(listener, app, stopper, stop).await
     });
     runtime.shutdown_timeout(LAST_TASKS);

@@ -8,7 +8,7 @@ use super::super::footprint::Footprint;
 use super::super::job::{Namespace, Update};
 use super::super::prefixes::Found;
 use super::super::running::{first_cache, Running, Start};
-use super::super::Engine;
+use super::super::{Engine, Finish};
 use super::Scheduler;
 use crate::cache::Snapshot;
 
@@ -50,8 +50,8 @@ impl Waiting {
 
     /// Bytes that it may come to take, beside those of its first `known` tokens.
     fn reserved(&self, footprint: &Footprint, known: usize) -> usize {
-        let Start { prompt, max_tokens, .. } = &self.start;
-        footprint.reserve(prompt.len().saturating_add(*max_tokens), known)
+        let Start { prompt, room, .. } = &self.start;
+        footprint.reserve(prompt.len().saturating_add(*room), known)
     }
 }
 
@@ -94,6 +94,10 @@ impl Scheduler {
 
     /// Begins what can be begun.
     pub(super) fn admit(&mut self, engine: &Engine) {
+        // What memory there is belongs to those that have begun.
+        if self.running.iter().any(|running| running.stalled) {
+            return;
+        }
         while !self.full && self.running.len() + self.loading() < self.limits.parallel {
             let Some(next) = self.next() else { return };
             let waiting = &mut self.waiting[next];
@@ -175,14 +179,42 @@ impl Scheduler {
     fn make_room(&mut self, needed: usize) -> bool {
         let reserved = self.reserved().saturating_add(needed);
         let left = self.limits.kv_bytes.checked_sub(reserved);
-        let fits = left.is_some_and(|left| {
-            self.prefixes.bytes() <= left || self.prefixes.pinned_bytes() <= left
-        });
+        let fits = left.is_some_and(|left| self.can_spare(left));
         // A lone job was found to fit; what it starts from may be more than it needs.
         if fits || self.running.is_empty() {
             self.stats.evicted += self.prefixes.shrink(left.unwrap_or(0)) as u64;
         }
         fits || self.running.is_empty()
+    }
+
+    /// Whether what is kept for later can be brought down to so many bytes.
+    fn can_spare(&self, left: usize) -> bool {
+        self.prefixes.bytes() <= left || self.prefixes.pinned_bytes() <= left
+    }
+
+    /// Sets memory aside for answers that outgrow what they have. Who gets none waits until others
+    /// have ended; if all wait, the youngest ends, so that the others can go on.
+    pub(super) fn make_answers_room(&mut self) {
+        loop {
+            for index in 0..self.running.len() {
+                if !self.running[index].lacks_room() {
+                    continue;
+                }
+                let more = self.running[index].more_room(&self.footprint);
+                let left = self.limits.kv_bytes.checked_sub(self.reserved().saturating_add(more));
+                let left = left.filter(|&left| self.can_spare(left));
+                self.running[index].stalled = left.is_none();
+                if let Some(left) = left {
+                    self.stats.evicted += self.prefixes.shrink(left) as u64;
+                    self.running[index].grow();
+                }
+            }
+            let all_wait = self.running.iter().all(|running| running.stalled);
+            if self.running.is_empty() || !all_wait || self.loading() > 0 {
+                return;
+            }
+            self.retire(self.running.len() - 1, Ok(Finish::Context));
+        }
     }
 
     fn begin(&mut self, engine: &Engine, waiting: Waiting, found: Found) {

@@ -30,6 +30,7 @@ fn job(engine: &Engine, prompt: Vec<u32>, max_tokens: usize) -> Job {
         prompt,
         sampling: Sampling { logit_bias: [(eos, f32::NEG_INFINITY)].into(), ..Sampling::greedy() },
         max_tokens,
+        room: max_tokens,
         guide: None,
         logprobs: None,
         namespace: Namespace::default(),
@@ -251,4 +252,39 @@ fn memory_is_reserved_before_a_job_begins_and_what_is_kept_makes_room() {
     let mut large = enqueue(&mut jobs, &engine, job(&engine, ids(0, 270), 30));
     let error = heard(&mut large).1.unwrap().unwrap_err();
     assert!(error.contains("300 tokens") && error.contains("--kv-memory-mb"), "{error}");
+}
+
+#[test]
+fn answers_that_outgrow_memory_wait_for_each_other_and_the_youngest_ends_if_all_do() {
+    let engine = engine();
+    let footprint = scheduler(&engine).footprint;
+    let one = footprint.reserve(1000, 0);
+    // Both can begin, and then one or none of them can have another page.
+    for (budget, younger_ends) in
+        [(footprint.reserve(1200, 0) + one, Finish::Length), (2 * one, Finish::Context)]
+    {
+        let limits = Limits { kv_bytes: budget, ..scheduler(&engine).limits };
+        let mut jobs = Scheduler::new(&engine, limits).unwrap();
+        let growing = |from| Job { room: 100, ..job(&engine, ids(from, 600), 600) };
+        let wanted = [growing(0), growing(700), job(&engine, ids(300, 90), 100)];
+        let mut updates = wanted.map(|job| enqueue(&mut jobs, &engine, job));
+        let (mut counts, mut ends) = ([0; 3], [None; 3]);
+        let mut stalled = false;
+        while jobs.step(&engine) == Step::Worked {
+            let stats = jobs.stats();
+            assert!(stats.reserved_bytes + stats.kept_bytes <= budget, "{budget}: {stats:?}");
+            stalled |= jobs.running.iter().any(|running| running.stalled);
+            for (index, updates) in updates.iter_mut().enumerate() {
+                if ends[index].is_none() {
+                    let (tokens, end) = heard(updates);
+                    counts[index] += tokens.len();
+                    ends[index] = end.map(|end| end.unwrap());
+                }
+            }
+        }
+        assert_eq!(ends, [Some(Finish::Length), Some(younger_ends), Some(Finish::Length)]);
+        assert!(stalled && counts[0] == 600 && counts[2] == 100, "{counts:?}");
+        // A page has 1,024 tokens.
+        assert_eq!(counts[1], if younger_ends == Finish::Length { 600 } else { 425 });
+    }
 }

@@ -41,8 +41,8 @@ impl Chat {
             Some(options) => options.boolean("include_usage")?.unwrap_or(false),
             None => false,
         };
-        let mut tools = common::tools(&fields)?;
-        let tool_choice = tool_choice(&fields, &mut tools)?;
+        let tools = common::tools(&fields)?;
+        let (tool_choice, allowed_tools) = tool_choice(&fields, &tools)?;
         let format = format(&fields)?;
         let response_schema = match &format {
             Format::JsonSchema(schema) => Some(schema.clone()),
@@ -62,6 +62,7 @@ impl Chat {
             n: fields.count("n", 1, most)?.unwrap_or(1),
             logprobs: logprobs(&fields)?,
             tool_choice,
+            allowed_tools,
             parallel_tool_calls: fields.boolean("parallel_tool_calls")?.unwrap_or(true),
             format,
         };
@@ -169,14 +170,17 @@ fn check_called_name(function: &Fields<'_>) -> Result<(), ApiError> {
     common::check_name(function, "name", name)
 }
 
-fn tool_choice(fields: &Fields<'_>, tools: &mut Vec<Tool>) -> Result<ToolChoice, ApiError> {
-    const WORDS: [(&str, bool); 2] = [("auto", false), ("required", true)];
+/// Whether and which tools must be called, and which may be.
+fn tool_choice(
+    fields: &Fields<'_>,
+    tools: &[Tool],
+) -> Result<(ToolChoice, Option<Vec<String>>), ApiError> {
     let choice = match fields.value("tool_choice") {
         None => ToolChoice::Auto,
         Some(Value::String(word)) => match word.as_str() {
             "auto" => ToolChoice::Auto,
             "none" => ToolChoice::None,
-            "required" | "any" => ToolChoice::Required,
+            "required" | "any" => common::required_call(fields, tools)?,
             _ => {
                 let problem = "must be auto, none, required, or an object that names a function";
                 return Err(fields.error("tool_choice", problem));
@@ -188,44 +192,18 @@ fn tool_choice(fields: &Fields<'_>, tools: &mut Vec<Tool>) -> Result<ToolChoice,
                 Some(true) => {
                     let allowed = choice.required("allowed_tools")?;
                     let allowed = Fields::of(allowed, "tool_choice.allowed_tools")?;
-                    let names = allowed_names(&allowed)?;
-                    tools.retain(|tool| names.contains(&tool.name()));
-                    match allowed.word("mode", &WORDS)? {
-                        Some(true) => ToolChoice::Required,
-                        _ => ToolChoice::Auto,
-                    }
+                    let (choice, names) = common::allowed_tools(&allowed, tools)?;
+                    return Ok((choice, Some(names)));
                 }
                 _ => {
                     let function = choice.required("function")?;
                     let function = Fields::of(function, "tool_choice.function")?;
-                    function.required("name")?;
-                    let name = function.string("name")?.unwrap_or_default();
-                    if !tools.iter().any(|tool| tool.name() == name) {
-                        return Err(function.error("name", "is none of the tools"));
-                    }
-                    ToolChoice::Named(name.to_owned())
+                    common::named_call(&function, tools)?
                 }
             }
         }
     };
-    if choice == ToolChoice::Required && tools.is_empty() {
-        return Err(fields.error("tool_choice", "requires a call, but there are no tools"));
-    }
-    Ok(choice)
-}
-
-fn allowed_names<'v>(allowed: &Fields<'v>) -> Result<Vec<&'v str>, ApiError> {
-    let list = allowed.list("tools")?.unwrap_or_default();
-    let mut names = Vec::with_capacity(list.len());
-    for (index, tool) in list.iter().enumerate() {
-        let tool = Fields::of(tool, &format!("{}[{index}]", allowed.path("tools")))?;
-        let name = match tool.fields("function")? {
-            Some(function) => function.string("name")?,
-            None => tool.string("name")?,
-        };
-        names.extend(name);
-    }
-    Ok(names)
+    Ok((choice, None))
 }
 
 fn format(fields: &Fields<'_>) -> Result<Format, ApiError> {

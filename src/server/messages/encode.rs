@@ -65,10 +65,17 @@ fn usage(usage: Usage) -> Value {
         "input_tokens": usage.prompt.saturating_sub(usage.cached),
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": usage.cached,
-        "cache_creation": { "ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0 },
         "output_tokens": usage.completion,
-        "service_tier": "standard",
     })
+}
+
+/// The same with what only a message says of it, not the end of a stream.
+fn usage_of_message(tokens: Usage) -> Value {
+    let mut usage = usage(tokens);
+    usage["cache_creation"] =
+        json!({ "ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0 });
+    usage["service_tier"] = "standard".into();
+    usage
 }
 
 /// The object for an answer in one piece.
@@ -91,7 +98,7 @@ pub fn whole(head: &Head, answer: &Whole) -> Value {
             "type": "tool_use", "id": call.id, "name": call.name, "input": input,
         }));
     }
-    head.message(content, answer.end.as_ref(), &usage(answer.usage))
+    head.message(content, answer.end.as_ref(), &usage_of_message(answer.usage))
 }
 
 /// The signature of reasoning that nothing brings back: clients drop blocks without one.
@@ -126,7 +133,7 @@ impl Blocks {
         if std::mem::replace(&mut self.started, true) {
             return;
         }
-        let message = self.head.message(Vec::new(), None, &usage(tokens));
+        let message = self.head.message(Vec::new(), None, &usage_of_message(tokens));
         frames.event("message_start", &json!({ "type": "message_start", "message": message }));
         frames.event("ping", &json!({ "type": "ping" }));
     }

@@ -77,6 +77,7 @@ impl Asked {
             n: 1,
             logprobs: None,
             tool_choice,
+            allowed_tools: None,
             parallel_tool_calls,
             format,
         };

@@ -84,7 +84,9 @@ fn message(frames: &[(String, Value)]) -> Value {
                 state = "message_stop";
                 message["stop_reason"] = data["delta"]["stop_reason"].clone();
                 message["stop_sequence"] = data["delta"]["stop_sequence"].clone();
-                message["usage"] = data["usage"].clone();
+                // The end of a stream has fewer fields: clients take over those that it has.
+                let told = data["usage"].as_object().unwrap().clone();
+                message["usage"].as_object_mut().unwrap().extend(told);
                 assert!(message["stop_reason"].is_string());
             }
             "message_stop" => {

@@ -70,8 +70,8 @@ impl Asked {
             None => false,
         };
         let include = include(&fields)?;
-        let mut tools = tools(&fields)?;
-        let tool_choice = tool_choice(&fields, &mut tools)?;
+        let tools = tools(&fields)?;
+        let (tool_choice, allowed_tools) = tool_choice(&fields, &tools)?;
         let format = format(&fields)?;
         let response_schema = match &format {
             Format::JsonSchema(schema) => Some(schema.clone()),
@@ -108,6 +108,7 @@ impl Asked {
             n: 1,
             logprobs: logprobs.then_some(top.unwrap_or(0)),
             tool_choice,
+            allowed_tools,
             parallel_tool_calls,
             format,
         };
@@ -166,32 +167,33 @@ fn tools(fields: &Fields<'_>) -> Result<Vec<Tool>, ApiError> {
     common::functions(functions)
 }
 
-fn tool_choice(fields: &Fields<'_>, tools: &mut Vec<Tool>) -> Result<ToolChoice, ApiError> {
-    let words = [("auto", 0), ("none", 1), ("required", 2)];
-    match fields.value("tool_choice") {
-        None => Ok(ToolChoice::Auto),
-        Some(Value::Object(_)) => {
-            let Some(choice) = fields.fields("tool_choice")? else { return Ok(ToolChoice::Auto) };
+/// Whether and which tools must be called, and which may be.
+fn tool_choice(
+    fields: &Fields<'_>,
+    tools: &[Tool],
+) -> Result<(ToolChoice, Option<Vec<String>>), ApiError> {
+    let choice = match fields.value("tool_choice") {
+        None => ToolChoice::Auto,
+        Some(value @ Value::Object(_)) => {
+            let choice = Fields::of(value, "tool_choice")?;
             choice.required("type")?;
             match choice.word("type", &[("function", false), ("allowed_tools", true)])? {
                 Some(true) => {
-                    let list = choice.list("tools")?.unwrap_or_default();
-                    let named = |tool: &Tool| list.iter().any(|one| one["name"] == *tool.name());
-                    tools.retain(named);
-                    match choice.word("mode", &words)? {
-                        Some(2) => common::required_call(fields, tools),
-                        _ => Ok(ToolChoice::Auto),
-                    }
+                    let (choice, names) = common::allowed_tools(&choice, tools)?;
+                    return Ok((choice, Some(names)));
                 }
-                _ => common::named_call(&choice, tools),
+                _ => common::named_call(&choice, tools)?,
             }
         }
-        Some(_) => match fields.word("tool_choice", &words)? {
-            Some(1) => Ok(ToolChoice::None),
-            Some(2) => common::required_call(fields, tools),
-            _ => Ok(ToolChoice::Auto),
-        },
-    }
+        Some(_) => {
+            match fields.word("tool_choice", &[("auto", 0), ("none", 1), ("required", 2)])? {
+                Some(1) => ToolChoice::None,
+                Some(2) => common::required_call(fields, tools)?,
+                _ => ToolChoice::Auto,
+            }
+        }
+    };
+    Ok((choice, None))
 }
 
 fn format(fields: &Fields<'_>) -> Result<Format, ApiError> {
