@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use candle_core::Tensor;
+use candle_ds4_ops::{Reach, Shortlist};
 use candle_transformers::generation::{LogitsProcessor, Sampling as Candle};
 
 /// What a sampler may and may not choose.
@@ -200,6 +201,57 @@ impl Sampler {
         Ok(self.choose(logits)?)
     }
 
+    /// Which tokens can be chosen at all, if only those near the likeliest can and nothing depends on what
+    /// came before; else all scores are needed.
+    pub fn reach(&self) -> Option<Reach> {
+        let Sampling { temperature, min_p, logit_bias, .. } = &self.settings;
+        let Sampling { repetition_penalty, frequency_penalty, presence_penalty, .. } =
+            self.settings;
+        let plain =
+            repetition_penalty == 1.0 && frequency_penalty == 0.0 && presence_penalty == 0.0;
+        if !plain || !logit_bias.is_empty() {
+            return None;
+        }
+        match *temperature {
+            t if t < 1e-4 => Some(Reach { reach: 0.0, temperature: 1.0 }),
+            // A little more, so that rounding leaves nobody out.
+            t if *min_p > 0.0 => {
+                let reach = (-t * min_p.ln() * 1.001 + 1e-4) as f32;
+                Some(Reach { reach, temperature: t as f32 })
+            }
+            _ => None,
+        }
+    }
+
+    /// The next token, out of a list of all in [`Sampler::reach`]: the one that [`Sampler::sample`] would
+    /// choose but for rounding.
+    ///
+    /// # Errors
+    /// If scores were not finite.
+    pub fn sample_shortlist(&mut self, list: &Shortlist) -> Result<u32, SampleError> {
+        let Shortlist { ids, scores, share } = list;
+        if ids.is_empty() {
+            return Err(SampleError::NotFinite { position: self.chosen });
+        }
+        let at = if self.settings.temperature < 1e-4 {
+            likeliest(scores)
+        } else {
+            let (top_k, top_p) = (self.settings.top_k, self.settings.top_p as f32);
+            let min_p = self.settings.min_p as f32;
+            let order = &mut self.order;
+            let tensor = Tensor::from_slice(scores, scores.len(), &candle_core::Device::Cpu)?;
+            self.processor.sample_f(&tensor, |probabilities| {
+                // Of all tokens, not of the list's alone.
+                probabilities.iter_mut().for_each(|p| *p *= share);
+                keep(probabilities, top_k, top_p, min_p, order)
+            })?
+        };
+        let token = ids[at as usize];
+        *self.generated.entry(token).or_default() += 1;
+        self.chosen += 1;
+        Ok(token)
+    }
+
     fn choose(&mut self, logits: &[f32]) -> Result<u32, SampleError> {
         if logits.iter().all(|&logit| logit == f32::NEG_INFINITY) {
             return Err(SampleError::NoneLeft);
@@ -307,6 +359,39 @@ mod tests {
     #[test]
     fn greedy_takes_the_lowest_of_equals_whatever_the_seed() {
         assert_eq!(draws(Sampling { seed: 7, ..Sampling::greedy() }, 3), [1, 1, 1]);
+    }
+
+    #[test]
+    fn a_shortlist_gives_the_tokens_that_all_scores_give() {
+        let logits: Vec<f32> = (0..500).map(|i| ((i * 7919) % 1009) as f32 * 0.008).collect();
+        for (min_p, top_p, top_k, temperature) in
+            [(0.05, 1.0, 0, 1.0), (0.2, 0.5, 0, 0.7), (0.01, 0.9, 5, 1.5), (0.05, 1.0, 0, 0.0)]
+        {
+            let settings =
+                Sampling { min_p, top_p, top_k, temperature, seed: 3, ..Sampling::default() };
+            let mut all = Sampler::new(settings.clone()).unwrap();
+            let mut short = Sampler::new(settings).unwrap();
+            let Reach { reach, temperature } = short.reach().unwrap();
+            let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let weight = |logit: f32| ((logit - best) / temperature).exp();
+            let (ids, scores): (Vec<u32>, Vec<f32>) = (0u32..)
+                .zip(logits.iter().copied())
+                .filter(|(_, logit)| *logit >= best - reach)
+                .unzip();
+            assert!(ids.len() < logits.len());
+            let of_list: f32 = scores.iter().copied().map(weight).sum();
+            let share = of_list / logits.iter().copied().map(weight).sum::<f32>();
+            let list = Shortlist { ids, scores, share };
+            for _ in 0..200 {
+                let wanted = all.sample_slice(&mut logits.clone(), &[]).unwrap();
+                assert_eq!(short.sample_shortlist(&list).unwrap(), wanted);
+            }
+        }
+        let penalised = Sampling { presence_penalty: 0.1, ..Sampling::default() };
+        assert!(Sampler::new(penalised).unwrap().reach().is_none());
+        let empty = Shortlist { ids: vec![], scores: vec![], share: 0.0 };
+        let error = Sampler::new(Sampling::default()).unwrap().sample_shortlist(&empty);
+        assert!(matches!(error, Err(SampleError::NotFinite { .. })));
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod rope;
 mod rounding;
 mod router;
 mod settle;
+mod shortlist;
 
 pub use attention::{sink_attention, turned_attention, Attention, Compressed, Selection};
 pub use blocks::Format;
@@ -46,3 +47,4 @@ pub use rope::{rope, RopeTable, Turn, Yarn};
 pub use rounding::{hadamard_fp4_round_trip, kv_round_trip, Rounding};
 pub use router::{route, Choice};
 pub use settle::{settle, Compression, Finish, Settle};
+pub use shortlist::{shortlists, Reach, Shortlist};

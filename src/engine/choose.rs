@@ -4,6 +4,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use super::job::{Chosen, Guide, TokenLogprob};
 use super::EngineError;
+use crate::ops::{Reach, Shortlist};
 use crate::sample::Sampler;
 
 /// What chooses the tokens of one job.
@@ -19,6 +20,19 @@ impl Chooser {
     /// A panic, a guide's for instance, is this job's error and nobody else's.
     pub fn choose(&mut self, logits: &mut [f32], context: &[u32]) -> Result<Chosen, EngineError> {
         guarded(|| self.choose_unguarded(logits, context))
+    }
+
+    /// Which tokens can be chosen at all, if not all scores are needed.
+    pub fn reach(&self) -> Option<Reach> {
+        match (&self.guide, self.logprobs) {
+            (None, None) => self.sampler.reach(),
+            _ => None,
+        }
+    }
+
+    /// The next token, out of those that can be chosen.
+    pub fn choose_listed(&mut self, list: &Shortlist) -> Result<Chosen, EngineError> {
+        Ok(Chosen { token: self.sampler.sample_shortlist(list)?, logprobs: None })
     }
 
     fn choose_unguarded(

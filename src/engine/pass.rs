@@ -3,7 +3,9 @@
 use super::choose::guarded;
 use super::running::Running;
 use super::{Engine, EngineError};
+use crate::candle::Tensor;
 use crate::model::{Input, Logits};
+use crate::ops::{shortlists, Reach, Shortlist};
 
 /// What a forward pass did for one job.
 pub(super) enum Ran {
@@ -11,10 +13,18 @@ pub(super) enum Ran {
     Not,
     /// Some of its tokens were run.
     Part,
-    /// All that are known were run: these are the logits of the next.
-    All(Vec<f32>),
+    /// All that are known were run: these are the scores of the next.
+    All(Scores),
     /// It cannot go on.
     Failed(EngineError),
+}
+
+/// Of the next token.
+pub(super) enum Scores {
+    /// Of every token of the vocabulary.
+    Logits(Vec<f32>),
+    /// Of those that can be chosen.
+    Listed(Shortlist),
 }
 
 /// One forward pass of those that have a share of it. If it fails for all, each has one of its
@@ -53,6 +63,8 @@ fn forward(
         .map(|(running, share)| running.cache.len() + **share == running.tokens.len())
         .collect();
     let wanted = if complete.contains(&true) { Logits::Last } else { Logits::None };
+    let reaches: Vec<Option<Reach>> =
+        members.iter().map(|(running, _)| running.chooser.reach()).collect();
     let mut inputs: Vec<Input<'_>> = members
         .iter_mut()
         .map(|(running, share)| {
@@ -60,16 +72,42 @@ fn forward(
             Input { tokens: &running.tokens[at..at + **share], cache: &mut running.cache }
         })
         .collect();
-    let mut logits = guarded(|| {
+    let mut scores = guarded(|| {
         let logits = engine.model.forward(&mut inputs, wanted, &engine.workspace)?;
-        let rows = if wanted == Logits::None { Vec::new() } else { logits.to_vec2()? };
-        Ok(rows.into_iter())
+        let scores = match wanted {
+            Logits::None => Vec::new(),
+            _ => read(engine, &logits, &reaches)?,
+        };
+        Ok(scores.into_iter())
     })?;
-    let ran = complete.into_iter().map(|complete| match (complete, logits.next()) {
-        (true, Some(logits)) => Ran::All(logits),
+    let ran = complete.into_iter().map(|complete| match (complete, scores.next()) {
+        (true, Some(scores)) => Ran::All(scores),
         _ => Ran::Part,
     });
     Ok(ran.collect())
+}
+
+/// The scores of each row, from a GPU only of tokens that can be chosen if that is enough.
+fn read(
+    engine: &Engine,
+    logits: &Tensor,
+    reaches: &[Option<Reach>],
+) -> Result<Vec<Scores>, EngineError> {
+    let plain = Reach { reach: 0.0, temperature: 1.0 };
+    let wanted: Vec<Reach> = reaches.iter().map(|reach| reach.unwrap_or(plain)).collect();
+    let lists = match reaches.iter().any(Option::is_some) {
+        true => shortlists(logits, &wanted, &engine.workspace)?,
+        false => None,
+    };
+    let Some(lists) = lists else {
+        return Ok(logits.to_vec2()?.into_iter().map(Scores::Logits).collect());
+    };
+    let rows = lists.into_iter().zip(reaches).enumerate();
+    rows.map(|(row, (list, reach))| match (list, reach) {
+        (Some(list), Some(_)) => Ok(Scores::Listed(list)),
+        _ => Ok(Scores::Logits(logits.get(row)?.to_vec1()?)),
+    })
+    .collect()
 }
 
 /// Runs one job alone up to `goal`, after a pass has failed.

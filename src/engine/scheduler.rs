@@ -15,7 +15,7 @@ use super::disk::{worth_saving, Disk, Save};
 use super::footprint::Footprint;
 use super::generate::Finish;
 use super::job::{Chosen, Job, Namespace, Update};
-use super::pass::{run, Ran};
+use super::pass::{run, Ran, Scores};
 use super::prefixes::Prefixes;
 use super::reply::Reply;
 use super::running::{Running, Start};
@@ -229,9 +229,10 @@ impl Scheduler {
     /// The next tokens of all jobs that have run what they know, unless they want none.
     fn choose(&mut self, ran: &mut [Ran]) -> Vec<Option<Result<Chosen, EngineError>>> {
         let choose = |(running, ran): (&mut Running, &mut Ran)| match ran {
-            Ran::All(logits) if running.generated() < running.max_tokens => {
-                Some(running.chooser.choose(logits, &running.tokens))
-            }
+            Ran::All(scores) if running.generated() < running.max_tokens => Some(match scores {
+                Scores::Logits(logits) => running.chooser.choose(logits, &running.tokens),
+                Scores::Listed(list) => running.chooser.choose_listed(list),
+            }),
             _ => None,
         };
         match ran.iter().filter(|ran| matches!(ran, Ran::All(_))).count() {

@@ -147,7 +147,7 @@ impl Workspace {
         drop(buffers);
         next[kind] += 1;
         self.next.set(next);
-        if self.poison {
+        if self.poison && wanted > 0 {
             tensor.inplace_op1(&Poison)?;
         }
         Ok(tensor)

@@ -176,6 +176,12 @@ pub(crate) struct Table {
 const CAPACITY: usize = 1024;
 
 impl PageTable {
+    /// Whether it was last brought up to date with so many pages.
+    pub(super) fn lists(&self, pages: usize) -> bool {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.tensor.is_some() && entries.addresses.len() == pages
+    }
+
     /// Brings the table up to date, by one small copy if a page is new.
     pub(super) fn of(
         &self,

@@ -148,20 +148,29 @@ impl Rows {
     /// If the device has no memory left.
     pub fn reserve(&mut self, count: usize) -> Result<()> {
         let end = if count == 0 { 0 } else { (self.len + count).div_ceil(self.page_rows) };
+        let mut changed = false;
         for index in self.len / self.page_rows..end {
             match self.pages.get_mut(index) {
                 Some(page) => {
                     if Arc::get_mut(page).is_none() {
                         *page = Arc::new(page.copy()?);
+                        changed = true;
                     }
                 }
-                None => self.pages.push(Arc::new(self.empty_page()?)),
+                None => {
+                    self.pages.push(Arc::new(self.empty_page()?));
+                    changed = true;
+                }
             }
         }
+        // A step that needs no page more must not look at all that there are.
         #[cfg(cuda_kernels)]
-        if let Some(gpu) = crate::device::cuda::Gpu::of(&self.device)? {
-            self.page_table("kv rows", &gpu)?;
+        if changed || !self.table.lists(self.pages.len()) {
+            if let Some(gpu) = crate::device::cuda::Gpu::of(&self.device)? {
+                self.page_table("kv rows", &gpu)?;
+            }
         }
+        let _ = changed;
         Ok(())
     }
 

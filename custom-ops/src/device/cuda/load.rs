@@ -20,8 +20,8 @@ use crate::repack::{repack_rows, ROW_STEP};
 const SLOTS: usize = 4;
 /// Bytes of each: large against a copy's latency, small against a matrix.
 const SLOT_BYTES: usize = 32 << 20;
-/// What one thread copies at a time: some hundred pages.
-const PIECE: usize = 1 << 20;
+/// What one thread copies at a time: an expert's matrix, the chunk that most are, has some for each core.
+const PIECE: usize = 128 << 10;
 
 /// Uploads weights; keep it for all of a model's.
 pub struct Loader {
