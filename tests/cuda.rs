@@ -86,6 +86,8 @@ fn best(scores: &[f32]) -> usize {
 fn same(case: &str, got: &[Vec<f32>], want: &[Vec<f32>]) {
     assert_eq!(got.len(), want.len(), "{case}");
     let (mut worst, mut at, mut beyond) = (0f32, 0, 0);
+    // Steps whose likeliest token is another, and by how much it led.
+    let mut other = Vec::new();
     for (step, (got, want)) in got.iter().zip(want).enumerate() {
         let mean = want.iter().sum::<f32>() / want.len() as f32;
         let spread = want.iter().map(|s| (s - mean).powi(2)).sum::<f32>() / want.len() as f32;
@@ -101,14 +103,16 @@ fn same(case: &str, got: &[Vec<f32>], want: &[Vec<f32>]) {
         beyond += usize::from(of_step > TOLERANCE);
         let (found, wanted) = (best(got), best(want));
         let lead = (want[wanted] - want[found]) / spread;
-        let allowed = 2.0 * of_step.min(TOLERANCE);
-        assert!(lead <= allowed, "{case}, step {step}: token {found}, not {wanted} ({lead})");
+        if lead > 2.0 * of_step.min(TOLERANCE) {
+            other.push((step, lead));
+        }
     }
     let steps = got.len();
     println!(
         "{case}: scores differ by {worst} of their spread at most, at step {at}; {beyond} of {steps} \
          steps by more than {TOLERANCE}"
     );
+    assert!(other.is_empty(), "{case}: other tokens than on the CPU, with their lead: {other:?}");
     assert!(worst <= 4.0 * TOLERANCE, "{case}: scores differ by {worst} of their spread");
     assert!(
         50 * beyond <= steps,
@@ -219,6 +223,76 @@ fn a_batch_is_its_sequences() {
     });
 }
 
+/// A model of random weights: the full one's first four layers, with other numbers. All its layers choose
+/// experts by token: a router of random weights is almost undecided too often for a comparison of scores.
+fn random_model(numbers: &[(&str, u32)]) -> Gguf {
+    use candle_ds4::gguf::Metadata;
+    use candle_ds4::quantize::{synth, Recipe, Synth};
+
+    let mut what = Synth::first_layers(4, Recipe::Q2).unwrap();
+    let mut metadata = Metadata::new();
+    let by_token = [("hash_layer_count", 4)];
+    for (key, value) in what.metadata.iter() {
+        let mut other = numbers.iter().chain(&by_token);
+        match other.find(|(name, _)| key == format!("deepseek4.{name}")) {
+            Some((_, value)) => metadata.insert(key, *value).unwrap(),
+            None => metadata.insert(key, value.clone()).unwrap(),
+        }
+    }
+    what.metadata = metadata;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("random.gguf");
+    synth(&what, &file, &mut |_| std::ops::ControlFlow::Continue(())).unwrap();
+    // Mapped, so that it outlives its name.
+    Gguf::open(&file).unwrap()
+}
+
+/// The full model's kinds of layers and head sizes, narrow: what the kernels that do a layer's work in few
+/// launches are made for, and the demo model is not.
+#[test]
+fn a_narrow_model_of_the_full_kind() {
+    let _turn = turn();
+    const PROMPT: usize = 26;
+    let gguf = random_model(&[
+        ("vocab_size", 320),
+        ("embedding_length", 512),
+        ("attention.head_count", 8),
+        ("attention.q_lora_rank", 128),
+        ("attention.output_lora_rank", 64),
+        ("attention.output_group_count", 2),
+        ("attention.sliding_window", 16),
+        ("attention.indexer.head_count", 8),
+        ("attention.indexer.top_k", 4),
+        ("expert_count", 8),
+        ("expert_used_count", 2),
+        ("expert_feed_forward_length", 256),
+    ]);
+    let tokens: Vec<u32> = (0..PROMPT as u32 + 4).map(|i| i * 37 % 320).collect();
+    let cpu = run(&Model::load(&gguf, &Device::Cpu).unwrap(), &tokens, &[PROMPT, 1]);
+    let check = |model: &Model| {
+        let recorded = run(model, &tokens, &[PROMPT, 1]);
+        let ws = Workspace::new(model.device());
+        let mut cache = model.new_cache().unwrap();
+        let mut eager = Vec::new();
+        for tokens in [&tokens[..PROMPT]].into_iter().chain(tokens[PROMPT..].chunks(1)) {
+            let input = Input { tokens, cache: &mut cache };
+            eager.extend(scores(model.forward(&mut [input], Logits::All, &ws).unwrap()));
+        }
+        assert!(recorded == eager, "replayed and launched steps differ");
+        same("narrow", &recorded, &cpu);
+    };
+    #[cfg(feature = "cuda")]
+    {
+        let device = candle_ds4::ops::device::cuda::open(0).unwrap();
+        check(&Model::load(&gguf, &device).unwrap());
+    }
+    #[cfg(not(feature = "cuda"))]
+    {
+        let model = Model::load(&gguf, &Device::Cpu).unwrap();
+        candle_ds4::ops::device::cuda::emulate(11, || check(&model));
+    }
+}
+
 /// Four layers of the full model's shape, one of each kind and more: a prompt long enough that rows are
 /// chosen, then single tokens. Takes a minute, 8 GB of disk, and as much memory on the host and on the GPU:
 ///
@@ -227,16 +301,10 @@ fn a_batch_is_its_sequences() {
 #[test]
 #[ignore = "writes 8 GB"]
 fn four_layers_of_the_full_shape() {
-    use candle_ds4::quantize::{synth, Recipe, Synth};
-
     const PROMPT: usize = 2080;
     const SINGLE: usize = 16;
     let _turn = turn();
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("four.gguf");
-    let what = Synth::first_layers(4, Recipe::Q2).unwrap();
-    synth(&what, &file, &mut |_| std::ops::ControlFlow::Continue(())).unwrap();
-    let gguf = Gguf::open(&file).unwrap();
+    let gguf = random_model(&[]);
     let tokens: Vec<u32> = (0..(PROMPT + SINGLE) as u32).map(|i| i * 7919 % 129_280).collect();
     let scores_of = |device: &Device| {
         let model = Model::load(&gguf, device).unwrap();

@@ -5,7 +5,9 @@ use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 use super::{hyper_collapse, hyper_expand, hyper_head_mix, hyper_mix, MixParams};
 #[cfg(cuda_kernels)]
 use crate::device::cuda::{Gpu, Target};
-use crate::device::{timed, Workspace};
+#[cfg(cuda_kernels)]
+use crate::device::timed;
+use crate::device::Workspace;
 use crate::{matmul, rms_norm, Matrix};
 
 /// What a sub-layer gave, not yet written back to the streams that it came from.

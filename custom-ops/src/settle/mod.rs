@@ -7,7 +7,9 @@ use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
 #[cfg(cuda_kernels)]
 use crate::device::cuda::{Gpu, Target};
-use crate::device::{timed, Workspace};
+#[cfg(cuda_kernels)]
+use crate::device::timed;
+use crate::device::Workspace;
 use crate::kv::{append_rows, write_rings, Rows};
 use crate::{pool, rms_norm, rope, PoolState, Pooling, Ragged, RopeTable, Rounding, Turn};
 

@@ -146,8 +146,9 @@ fn ways_into_sub_layers() {
         let (base, scale) = (normal(&mut rng, &[24]), (normal(&mut rng, &[3]) * 0.1).unwrap());
         let (norm, y) = (normal(&mut rng, &[hidden]), normal(&mut rng, &[tokens, hidden]));
         let due = normal(&mut rng, &[tokens, 24]);
-        // A projection of that many random products, in another order.
-        compare(&format!("{tokens} of {hidden}"), 2e-5, |place, ws| {
+        // A projection of that many random products, in another order; of many tokens by halves.
+        let tolerance = if tokens < 33 || hidden == 96 { 2e-5 } else { 4e-3 };
+        compare(&format!("{tokens} of {hidden}"), tolerance, |place, ws| {
             let state = place.tensor(&state)?;
             let (layer, head) = (place.matrix(&layer)?, place.matrix(&head)?);
             let [base, scale, norm, y, mix] =
