@@ -19,6 +19,8 @@ use candle_ds4::tokenizer::Tokenizer;
 const STEPS: usize = if cfg!(feature = "cuda") { 500 } else { 4 };
 /// What activations in eight bits and halves may do to a score, as a share of the scores' spread.
 const TOLERANCE: f32 = 0.15;
+/// The same in a model of random weights, which damp no error.
+const RANDOM: f32 = 0.3;
 const QUESTION: &str = "What is the capital of France? The capital of France is";
 
 /// One thread owns the device.
@@ -84,6 +86,11 @@ fn best(scores: &[f32]) -> usize {
 ///
 /// A router that is almost undecided chooses other experts after a rounding: such a step differs by more.
 fn same(case: &str, got: &[Vec<f32>], want: &[Vec<f32>]) {
+    within(case, TOLERANCE, got, want);
+}
+
+/// The same with another tolerance.
+fn within(case: &str, tolerance: f32, got: &[Vec<f32>], want: &[Vec<f32>]) {
     assert_eq!(got.len(), want.len(), "{case}");
     let (mut worst, mut at, mut beyond) = (0f32, 0, 0);
     // Steps whose likeliest token is another, and by how much it led.
@@ -100,23 +107,23 @@ fn same(case: &str, got: &[Vec<f32>], want: &[Vec<f32>]) {
         if of_step > worst {
             (worst, at) = (of_step, step);
         }
-        beyond += usize::from(of_step > TOLERANCE);
+        beyond += usize::from(of_step > tolerance);
         let (found, wanted) = (best(got), best(want));
         let lead = (want[wanted] - want[found]) / spread;
-        if lead > 2.0 * of_step.min(TOLERANCE) {
+        if lead > 2.0 * of_step.min(tolerance) {
             other.push((step, lead));
         }
     }
     let steps = got.len();
     println!(
         "{case}: scores differ by {worst} of their spread at most, at step {at}; {beyond} of {steps} \
-         steps by more than {TOLERANCE}"
+         steps by more than {tolerance}"
     );
     assert!(other.is_empty(), "{case}: other tokens than on the CPU, with their lead: {other:?}");
-    assert!(worst <= 4.0 * TOLERANCE, "{case}: scores differ by {worst} of their spread");
+    assert!(worst <= 4.0 * tolerance, "{case}: scores differ by {worst} of their spread");
     assert!(
         50 * beyond <= steps,
-        "{case}: {beyond} of {steps} steps differ by more than {TOLERANCE}"
+        "{case}: {beyond} of {steps} steps differ by more than {tolerance}"
     );
 }
 
@@ -279,7 +286,7 @@ fn a_narrow_model_of_the_full_kind() {
             eager.extend(scores(model.forward(&mut [input], Logits::All, &ws).unwrap()));
         }
         assert!(recorded == eager, "replayed and launched steps differ");
-        same("narrow", &recorded, &cpu);
+        within("narrow", RANDOM, &recorded, &cpu);
     };
     #[cfg(feature = "cuda")]
     {
@@ -319,5 +326,5 @@ fn four_layers_of_the_full_shape() {
     };
     let want = scores_of(&Device::Cpu);
     let got = scores_of(&candle_ds4::ops::device::cuda::open(0).unwrap());
-    same("four layers", &got, &want);
+    within("four layers", RANDOM, &got, &want);
 }
