@@ -14,7 +14,9 @@ use super::host_mut;
 /// one layer's buffers serve the next layer too.
 ///
 /// A tensor taken inside a frame must not be read after the frame's end: it would show a later
-/// op's values. What outlives a frame is taken before the frame is opened.
+/// op's values. What outlives a frame is taken before the frame is opened. The one exception is what a
+/// frame took late: the first op of the next frame may read it, because its outputs are the frame's first
+/// buffers.
 pub struct Workspace {
     device: Device,
     /// By type, f32 and u32: a request of one type must not displace a buffer of the other, whose address

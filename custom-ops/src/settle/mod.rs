@@ -81,10 +81,8 @@ pub struct Settle<'a> {
 /// As those.
 pub fn settle(mut settle: Settle<'_>, batch: &Ragged, ws: &Workspace) -> Result<(Tensor, Tensor)> {
     #[cfg(cuda_kernels)]
-    if let Some(gpu) = Gpu::of(settle.kv.device())? {
-        if cuda::settles_at_once(&settle, batch) {
-            return at_once(&gpu, &mut settle, batch, ws);
-        }
+    if Gpu::of(settle.kv.device())?.is_some() && cuda::settles_at_once(&settle, batch) {
+        return at_once(&mut settle, batch, ws);
     }
     let (norm, eps) = settle.latent_norm;
     let latent = rms_norm(settle.latent, Some(norm), eps, ws)?;
@@ -107,13 +105,7 @@ fn compress(of: &mut Compression<'_>, batch: &Ragged, ws: &Workspace) -> Result<
 
 /// One token of each sequence, in one launch.
 #[cfg(cuda_kernels)]
-fn at_once(
-    gpu: &Gpu,
-    settle: &mut Settle<'_>,
-    batch: &Ragged,
-    ws: &Workspace,
-) -> Result<(Tensor, Tensor)> {
-    let _ = gpu;
+fn at_once(settle: &mut Settle<'_>, batch: &Ragged, ws: &Workspace) -> Result<(Tensor, Tensor)> {
     let tokens = batch.tokens();
     let ((_, latent_dim), (_, dim)) = (settle.latent.dims2()?, settle.kv.dims2()?);
     if settle.latent.dim(0)? != tokens || settle.kv.dim(0)? != tokens {
