@@ -176,6 +176,11 @@ pub(crate) struct Table {
 const CAPACITY: usize = 1024;
 
 impl PageTable {
+    /// Pages are no longer those that it was told of.
+    pub(super) fn forget(&self) {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).addresses.clear();
+    }
+
     /// Whether it was last brought up to date with so many pages.
     pub(super) fn lists(&self, pages: usize) -> bool {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);

@@ -250,11 +250,15 @@ impl Rows {
         if len < self.len {
             self.len = len;
             self.pages.truncate(len.div_ceil(self.page_rows));
+            #[cfg(cuda_kernels)]
+            self.table.forget();
         }
     }
 
     /// The page that the next row goes to, owned by this list alone.
     fn open_page(&mut self, at: usize) -> Result<&Tensor> {
+        #[cfg(cuda_kernels)]
+        self.table.forget();
         if at == 0 {
             // A write that failed has left it.
             self.pages.truncate(self.len / self.page_rows);
