@@ -7,6 +7,8 @@
 //! * `NVCC`, or else `CUDA_HOME/bin/nvcc`, or else `nvcc` on `PATH`: the compiler;
 //! * `DS4_CUDA_ARCHS`: architectures, such as `80,90a`; by default all of 80, 90a, 100 and 120 that the
 //!   compiler knows;
+//! * `DS4_CUDA_TIMELINE=1`: kernels leave a record of when each of their blocks ran, which
+//!   `ds4 bench --profile` shows; a little slower;
 //! * `CXX`: the emulator's compiler, else clang++ if there is one.
 
 use std::path::{Path, PathBuf};
@@ -29,7 +31,7 @@ struct Source {
 }
 
 fn main() -> Result<(), Failure> {
-    println!("cargo::rustc-check-cfg=cfg(cuda_kernels, cuda_warpgroups)");
+    println!("cargo::rustc-check-cfg=cfg(cuda_kernels, cuda_warpgroups, cuda_timeline)");
     println!("cargo::rerun-if-changed=build.rs");
     #[cfg(feature = "metal-emulator")]
     metal_emulator::build()?;
@@ -38,7 +40,7 @@ fn main() -> Result<(), Failure> {
         return Ok(());
     }
     println!("cargo::rustc-cfg=cuda_kernels");
-    for variable in ["NVCC", "CUDA_HOME", "DS4_CUDA_ARCHS", "CXX"] {
+    for variable in ["NVCC", "CUDA_HOME", "DS4_CUDA_ARCHS", "DS4_CUDA_TIMELINE", "CXX"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     for folder in ["src", "include", "emulator"] {
@@ -55,6 +57,9 @@ fn main() -> Result<(), Failure> {
     if !cuda || architectures(&nvcc())?.iter().any(|arch| arch.ends_with("code=sm_90a")) {
         println!("cargo::rustc-cfg=cuda_warpgroups");
     }
+    if cuda && timeline() {
+        println!("cargo::rustc-cfg=cuda_timeline");
+    }
     if emulator {
         compile_for_emulator(&sources, &out)?;
     }
@@ -63,6 +68,10 @@ fn main() -> Result<(), Failure> {
 
 fn feature(name: &str) -> bool {
     env::var_os(format!("CARGO_FEATURE_{name}")).is_some()
+}
+
+fn timeline() -> bool {
+    env::var_os("DS4_CUDA_TIMELINE").is_some_and(|set| set == "1")
 }
 
 fn sources(src: &Path) -> Result<Vec<Source>, Failure> {
@@ -124,6 +133,9 @@ fn fatbins(sources: &[Source], out: &Path) -> Result<Vec<Vec<u8>>, Failure> {
             let target = out.join(format!("{}.nvcc.fatbin", source.module));
             let mut command = Command::new(&nvcc);
             command.args(["-O3", "-std=c++17", "--fatbin", "-Iinclude"]).args(&archs);
+            if timeline() {
+                command.arg("-DDS4_TIMELINE");
+            }
             command.arg("-o").arg(&target).arg(&source.path);
             let child = command.spawn().map_err(|error| no_compiler(&nvcc, &error))?;
             running.push((child, target, &source.path));

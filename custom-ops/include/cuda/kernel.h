@@ -48,8 +48,26 @@ struct EmulatedLaunch {
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#ifdef DS4_TIMELINE
+
+#include "timeline.cuh"
+
+#define KERNEL(name, Params, threads)                                                                \
+    static __device__ __forceinline__ void name##_body(const Params& p);                             \
+    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p) {   \
+        const uint64_t begin = timeline_begin();                                                     \
+        name##_body(p);                                                                              \
+        constexpr uint32_t hash = timeline_hash(#name);                                              \
+        timeline_end(hash, begin);                                                                   \
+    }                                                                                                \
+    static __device__ __forceinline__ void name##_body(const Params& p)
+
+#else
+
 #define KERNEL(name, Params, threads) \
     extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p)
+
+#endif
 
 #define SHARED(type, name)                                   \
     extern __shared__ __align__(1024) unsigned char shared_bytes_[]; \

@@ -18,6 +18,9 @@ DEVICE void pdl_wait() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+#ifdef DS4_TIMELINE
+    timeline_wait_over();
+#endif
 }
 
 // Weights: read once, so kept out of L1. The address must not be written while kernels run.

@@ -3,6 +3,7 @@
 mod bandwidth;
 mod chart;
 mod report;
+mod timeline;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -14,13 +15,15 @@ use candle_core::Device;
 use crate::cache::Cache;
 use crate::engine::Engine;
 use crate::model::{Input, Logits, Model};
-use crate::ops::device::{profile, Class};
+use crate::ops::device::{profile, timeline, Class};
 use crate::ops::Workspace;
 use crate::prompt::{Conversation, Message};
 use report::{Report, Row};
 
 /// Steps that `--profile` takes the mean of.
 const PROFILED_STEPS: usize = 3;
+/// Recorded steps that the GPU's own timeline is the mean of, if kernels keep one.
+const TIMELINE_STEPS: usize = 4;
 /// Tokens that a CPU reads at a time.
 const CPU_CHUNK: usize = 512;
 /// Tokens that a GPU reads at a time: enough for its matrix units.
@@ -121,7 +124,9 @@ impl Bench {
         ensure!(self.chunk != Some(0), "--chunk 0: at least one token must be read at a time");
         let model = engine.model();
         let most = model.config().context_length;
-        let needed = self.ctx_max + self.gen_tokens + if self.profile { PROFILED_STEPS } else { 0 };
+        let needed = self.ctx_max
+            + self.gen_tokens
+            + if self.profile { PROFILED_STEPS + TIMELINE_STEPS + 1 } else { 0 };
         let needed = needed.max(self.ctx_alloc.unwrap_or(0));
         ensure!(
             needed <= most,
@@ -155,9 +160,12 @@ impl Bench {
             note(&row.words(copy_rate));
             report.rows.push(row);
         }
-        report.profile = run.classes;
+        report.profile = std::mem::take(&mut run.classes);
         if self.profile {
             note(&report.profile_table(PROFILED_STEPS));
+            if let Some(timeline) = &run.timeline {
+                note(timeline);
+            }
         }
         if self.json {
             writeln!(out, "{}", report.json(PROFILED_STEPS))?;
@@ -232,6 +240,7 @@ struct Run<'a> {
     gen_tokens: usize,
     made_up: bool,
     classes: Vec<Class>,
+    timeline: Option<String>,
 }
 
 impl<'a> Run<'a> {
@@ -249,6 +258,7 @@ impl<'a> Run<'a> {
             gen_tokens: bench.gen_tokens,
             made_up: bench.made_up_cache,
             classes: Vec::new(),
+            timeline: None,
         })
     }
 
@@ -271,10 +281,20 @@ impl<'a> Run<'a> {
         // Each sequence goes its own way from its first token on: equal ones would share experts.
         let mut next = likeliest(&scores, self.eos, sequences);
         let began = Instant::now();
+        let mut steps = Vec::new();
         for _ in 0..self.gen_tokens {
+            let began = Instant::now();
             next = self.step(&next)?;
+            steps.push(began.elapsed());
         }
         let decode = began.elapsed();
+        steps.sort();
+        eprintln!(
+            "steps {:?} {:?} {:?}",
+            steps.get(steps.len() / 2),
+            steps.iter().rev().take(6).collect::<Vec<_>>(),
+            steps.first()
+        );
         let kvcache_bytes =
             self.cache.bytes() + self.copies.iter().map(Cache::bytes).sum::<usize>();
         let steps = if profiled { PROFILED_STEPS } else { usize::from(self.gen_tokens > 0) };
@@ -287,6 +307,14 @@ impl<'a> Run<'a> {
         let step_bytes = classes.iter().map(|class| class.bytes).sum::<u64>() / steps.max(1) as u64;
         if profiled {
             self.classes = classes;
+            // Recorded steps, which the profile's are not.
+            next = self.step(&next)?;
+            timeline(self.model.device())?;
+            for _ in 0..TIMELINE_STEPS {
+                next = self.step(&next)?;
+            }
+            let records = timeline(self.model.device())?;
+            self.timeline = records.map(|blocks| timeline::table(blocks, TIMELINE_STEPS));
         }
         self.cache.restore(&snapshot)?;
         Ok(Row {

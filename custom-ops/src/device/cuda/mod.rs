@@ -19,6 +19,8 @@ mod memory;
 mod real;
 mod scratch;
 mod storage;
+#[cfg(cuda_timeline)]
+mod timeline;
 
 #[cfg(feature = "cuda-emulator")]
 pub use emulated::emulate;
@@ -28,6 +30,8 @@ pub(crate) use emulated::{emulating, record, Recording};
 pub(crate) use graph::{capture, Graph};
 #[cfg(feature = "cuda")]
 pub use load::Loader;
+#[cfg(cuda_timeline)]
+pub(crate) use real::timeline;
 #[cfg(feature = "cuda")]
 pub(crate) use real::{between, mark, poison};
 #[cfg(feature = "cuda")]

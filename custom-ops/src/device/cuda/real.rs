@@ -75,6 +75,8 @@ pub(crate) struct Executor {
     shared_bytes: usize,
     modules: Mutex<Vec<Option<Arc<CudaModule>>>>,
     functions: RwLock<HashMap<Kernel, CudaFunction>>,
+    #[cfg(cuda_timeline)]
+    timeline: Mutex<super::timeline::Timeline>,
 }
 
 /// The executor of a device; the same one each time.
@@ -118,6 +120,8 @@ impl Executor {
             )?,
             modules: Mutex::new(vec![None; MODULES.len()]),
             functions: RwLock::new(HashMap::new()),
+            #[cfg(cuda_timeline)]
+            timeline: Mutex::new(super::timeline::Timeline::new(&stream)?),
             stream,
         })
     }
@@ -249,6 +253,11 @@ impl Executor {
                          {major}.{minor} (DS4_CUDA_ARCHS at build time), or need a newer driver"
                     ))
                 })?;
+                #[cfg(cuda_timeline)]
+                self.timeline
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .listen(&loaded, &self.stream)?;
                 modules[index] = Some(loaded.clone());
                 loaded
             }
@@ -277,6 +286,14 @@ pub(crate) fn between(begin: &CudaEvent, end: &CudaEvent) -> Result<std::time::D
     end.synchronize().map_err(failed("event"))?;
     let milliseconds = begin.elapsed_ms(end).map_err(failed("event"))?;
     Ok(std::time::Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1000.0))
+}
+
+/// [`crate::device::timeline`].
+#[cfg(cuda_timeline)]
+pub(crate) fn timeline(device: &Device) -> Result<Vec<crate::device::Block>> {
+    let executor = executor(device.as_cuda_device()?)?;
+    let mut timeline = executor.timeline.lock().unwrap_or_else(PoisonError::into_inner);
+    timeline.take(&executor.stream)
 }
 
 /// Fills a contiguous view of four-byte values with ones: not a number, or the largest index.
