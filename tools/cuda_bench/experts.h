@@ -57,9 +57,9 @@ inline uint32_t share(uint32_t tiles, uint32_t blocks) { return (tiles + blocks 
 // Experts by name, or by a router's logits. `shared_h` has room for gate and up of the shared expert, whose
 // products are a launch before, as in the model.
 inline void run_one(const Network& routed, const Network* shared, const float* x, const ExpertsRoute& route,
-                    uint32_t k, float clamp, float* h, float* shared_h, float* out) {
-    const ExpertsGateUpParams a = {x, h, route, routed.gate.weight(), routed.up.weight(), k, clamp};
-    ExpertsDownParams b = {h, shared_h, nullptr, out, route, routed.down.weight(), {}, k, 0, clamp};
+                    uint32_t k, float clamp, float* h, uint32_t* ids, float* shared_h, float* out) {
+    const ExpertsGateUpParams a = {x, h, ids, route, routed.gate.weight(), routed.up.weight(), k, clamp};
+    ExpertsDownParams b = {h, shared_h, nullptr, out, ids, routed.down.weight(), {}, k, 0, clamp};
     uint32_t cols = 0;
     if (shared) {
         b.shared_down = shared->down.weight();
@@ -73,7 +73,7 @@ inline void run_one(const Network& routed, const Network* shared, const float* x
     shape.shared = 384 * 128 + 4096 + 512 + 64 + 4096;
     LAUNCH(experts_one_gate_up, shape, a);
     b.rounds = share(b.down.rows / 16, shape.x);
-    shape.shared = (k * 2048 + cols) / 8 * 9 + b.rounds * 16 * 16 * 4 + 4096;
+    shape.shared = (k * 2048 + cols) / 8 * 9 + b.rounds * 16 * 16 * 4;
     LAUNCH(experts_one_down, shape, b);
 }
 
@@ -290,7 +290,8 @@ inline void check_one(uint32_t n, uint32_t rows_inter, uint32_t k, uint32_t shar
     const Buffer<float> x_there(x), weights_there(weights);
     const Buffer<uint32_t> ids_there(ids);
     Buffer<float> out(4096), h(size_t(k) * rows_inter), shared_h(2 * size_t(shared_inter));
-    run_one(routed, shared.get(), x_there.get(), {ids_there.get(), weights_there.get(), {}}, k, 1.5f, h.get(), shared_h.get(), out.get());
+    Buffer<uint32_t> taken(k);
+    run_one(routed, shared.get(), x_there.get(), {ids_there.get(), weights_there.get(), {}}, k, 1.5f, h.get(), taken.get(), shared_h.get(), out.get());
     // Sums of another order can round one value of h to another byte.
     report("experts of one token, " + std::to_string(k) + " of " + std::to_string(n) + ", shared " + std::to_string(shared_inter),
            relative_error(out.download(), mixture(routed, shared.get(), x, ids, weights, k, 1.5, through_bytes)), 1e-3);

@@ -15,6 +15,7 @@
 #include "../../custom-ops/src/indexer/kernel_select_few.cu"
 #include "../../custom-ops/src/matmul/kernel.cu"
 #include "../../custom-ops/src/matmul/kernel_gemm.cu"
+#include "../../custom-ops/src/matmul/kernel_one.cu"
 #include "../../custom-ops/src/matmul/kernel_plain.cu"
 
 #include "attention.h"

@@ -62,6 +62,8 @@ struct Few {
             p.w[i] = weights[i]->weight();
             p.out[i] = outs[i];
             tiles += (p.w[i].rows + 15) / 16;
+            p.tile_end[i] = tiles;
+            p.heft_end[i] = (i ? p.heft_end[i - 1] : 0) + (p.w[i].rows + 15) / 16 * (p.w[i].format == WEIGHT_F16 ? 2 : 1);
             (p.w[i].format == WEIGHT_F16 ? p.has_f16 : p.has_q8_0) = 1;
         }
         const uint32_t cols = p.w[0].cols;

@@ -7,6 +7,8 @@
 #define ATTENTION_DIM 512u
 // Heads of a block of `attention_decode_*`, and of `attention_prefill`.
 #define ATTENTION_DECODE_HEADS 8u
+// Blocks of a cluster that share a token's rows, at most.
+#define ATTENTION_DECODE_CLUSTER 8u
 #define ATTENTION_PREFILL_HEADS 64u
 // Frequencies at most: one for each lane of a warp.
 #define ATTENTION_TURNS 32u

@@ -7,8 +7,8 @@
 // Slots of a token in the kernels for one token, at most.
 #define EXPERTS_ONE_SLOTS 7u
 
-// Where one token's experts come from: named, or to be chosen by the router's logits. Each launch that
-// needs them chooses anew: that is less work than to wait for another's answer.
+// Where one token's experts come from: named, or to be chosen by the router's logits. Each block chooses
+// anew: that is less work than to wait for another's answer.
 struct ExpertsRoute {
     const uint32_t* ids;   // [k], or null:
     const float* weights;  // [k]
@@ -17,8 +17,9 @@ struct ExpertsRoute {
 
 // One token, a launch for `W1`, `W3` and the gated unit of the routed experts. IQ2_XXS [n, 2048, 4096].
 struct ExpertsGateUpParams {
-    const float* x;  // [hidden]
+    const float* x;  // [hidden]; not by the launch before, if experts are to be chosen
     float* h;        // [k, inter]
+    uint32_t* ids;   // [k]: whom it took
     ExpertsRoute route;
     Weight gate;
     Weight up;
@@ -33,7 +34,7 @@ struct ExpertsDownParams {
     const float* shared_gate;  // [shared inter]
     const float* shared_up;    // [shared inter]
     float* out;                // [hidden]
-    ExpertsRoute route;
+    const uint32_t* ids;       // [k], by the launch before
     Weight down;
     Weight shared_down;
     uint32_t k;

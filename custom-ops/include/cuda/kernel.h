@@ -32,7 +32,7 @@ struct EmulatedLaunch {
 // the wrappers of intrinsics, SHARED, and CUDA's words (`__device__`, `threadIdx`, …).
 #include "../../emulator/cuda.h"
 
-#define KERNEL(name, Params, threads)                                                         \
+#define KERNEL(name, Params, ...)                                                             \
     static void name##_body(const Params& p);                                                 \
     extern "C" const char* emulate_##name(const EmulatedLaunch* launch, const void* params) { \
         static thread_local std::string fault;                                                \
@@ -49,25 +49,21 @@ struct EmulatedLaunch {
 #include <cuda_runtime.h>
 
 #ifdef DS4_TIMELINE
-
 #include "timeline.cuh"
-
-#define KERNEL(name, Params, threads)                                                                \
-    static __device__ __forceinline__ void name##_body(const Params& p);                             \
-    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p) {   \
-        const uint64_t begin = timeline_begin();                                                     \
-        name##_body(p);                                                                              \
-        constexpr uint32_t hash = timeline_hash(#name);                                              \
-        timeline_end(hash, begin);                                                                   \
-    }                                                                                                \
-    static __device__ __forceinline__ void name##_body(const Params& p)
-
 #else
-
-#define KERNEL(name, Params, threads) \
-    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p)
-
+#define TIMELINE_BEGIN
+#define TIMELINE_END(name)
 #endif
+
+// After the threads of a block may come how many blocks a multiprocessor must hold: both limit registers.
+#define KERNEL(name, Params, ...)                                                                      \
+    static __device__ __forceinline__ void name##_body(const Params& p);                               \
+    extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ Params p) { \
+        TIMELINE_BEGIN                                                                                 \
+        name##_body(p);                                                                                \
+        TIMELINE_END(name)                                                                             \
+    }                                                                                                  \
+    static __device__ __forceinline__ void name##_body(const Params& p)
 
 #define SHARED(type, name)                                   \
     extern __shared__ __align__(1024) unsigned char shared_bytes_[]; \

@@ -29,6 +29,9 @@ struct MatmulParams {
     uint32_t has_q8_0;
     uint32_t staged;  // whether quants and scales of a block's x_groups fit into shared memory
     uint32_t unused;
+    // Tiles of 16 rows of a weight and all before it, and their bytes in tiles of Q8_0: F16 has two.
+    uint32_t tile_end[MATMUL_PARTS];
+    uint32_t heft_end[MATMUL_PARTS];
     float* out[MATMUL_PARTS];  // [tokens, rows]
     Weight w[MATMUL_PARTS];
     // If there is one, the last block of the grid runs it and nothing else. Wants no cluster.

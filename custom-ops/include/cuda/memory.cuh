@@ -46,6 +46,9 @@ DEVICE uint16_t load_weights2(const void* p) {
     return __ldg(static_cast<const unsigned short*>(p));
 }
 
+// What is in memory now, whatever a cache of this multiprocessor says; others may be writing it.
+DEVICE uint32_t load_now(const uint32_t* p) { return *static_cast<const volatile uint32_t*>(p); }
+
 // Copies 16 bytes into shared memory in the background; both addresses are multiples of 16.
 DEVICE void copy16_async(void* shared, const void* global) {
     const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));

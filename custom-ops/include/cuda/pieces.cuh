@@ -152,8 +152,39 @@ DEVICE void quantize_to_shared(Four four, uint32_t count, uint32_t* quants, floa
     }
 }
 
+// The same of four neighbouring lanes with eight values each. A NaN or an infinity has the largest bits.
+DEVICE uint2 quantize8_shared_scale(float4 a, float4 b, float& scale) {
+    uint32_t bits = max(max(f32_bits(a.x) << 1, f32_bits(a.y) << 1), max(f32_bits(a.z) << 1, f32_bits(a.w) << 1));
+    bits = max(bits, max(max(f32_bits(b.x) << 1, f32_bits(b.y) << 1), max(f32_bits(b.z) << 1, f32_bits(b.w) << 1)));
+    bits = max(bits, shuffle_xor(bits, 1u));
+    bits = max(bits, shuffle_xor(bits, 2u));
+    const bool finite = bits < 0xff000000u;
+    const float most = f32_from_bits(bits >> 1), inverse = finite && bits != 0 ? 127.0f / most : 0.0f;
+    scale = finite ? most * (1.0f / 127.0f) : f32_from_bits(0x7fc00000u);
+    return make_uint2(quantize4(a, inverse), quantize4(b, inverse));
+}
+
 // Floats as they are in memory, by the whole block.
 DEVICE void quantize_to_shared(const float* x, uint32_t count, uint32_t* quants, float* scales) {
-    const auto four = [x](uint32_t i) { return reinterpret_cast<const float4*>(x)[i]; };
-    quantize_to_shared<4>(four, count, quants, scales, threadIdx.x, blockDim.x);
+    constexpr uint32_t AT_ONCE = 2;
+    for (uint32_t from = 0; from < count / 8u; from += AT_ONCE * blockDim.x) {
+        float4 v[AT_ONCE][2];
+#pragma unroll
+        for (uint32_t j = 0; j < AT_ONCE; j++) {
+            const uint32_t i = from + j * blockDim.x + threadIdx.x;
+#pragma unroll
+            for (uint32_t k = 0; k < 2; k++) {
+                v[j][k] = i < count / 8u ? reinterpret_cast<const float4*>(x)[2u * i + k] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            }
+        }
+#pragma unroll
+        for (uint32_t j = 0; j < AT_ONCE; j++) {
+            if (from + j * blockDim.x >= count / 8u) break;
+            const uint32_t i = from + j * blockDim.x + threadIdx.x;
+            float scale;
+            const uint2 bytes = quantize8_shared_scale(v[j][0], v[j][1], scale);
+            if (i < count / 8u) reinterpret_cast<uint2*>(quants)[i] = bytes;
+            if (i < count / 8u && i % 4u == 0u) scales[i / 4u] = scale;
+        }
+    }
 }

@@ -59,4 +59,9 @@ static __host__ __device__ constexpr uint32_t timeline_hash(const char* name) {
     return hash;
 }
 
+#define TIMELINE_BEGIN const uint64_t begin_ = timeline_begin();
+#define TIMELINE_END(name)                        \
+    constexpr uint32_t hash_ = timeline_hash(#name); \
+    timeline_end(hash_, begin_);
+
 #endif

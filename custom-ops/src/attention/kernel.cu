@@ -44,21 +44,32 @@ DEVICE void decode(const AttentionParams& p, unsigned char* shared) {
         cosine = float(cos(angle));
     }
     const uint32_t plain = DIM - 2u * p.turns;  // channels that do not turn
-    pdl_wait();
     const uint32_t each = (a.count + size - 1u) / size;
     const uint32_t first = min(rank * each, a.count), last = min(first + each, a.count);
+    const auto find_rows = [&](uint32_t start) {
+        const uint32_t count = min(CHUNK, last - start);
+        for (uint32_t i = threadIdx.x; i < CHUNK; i += blockDim.x) {
+            addresses[i] = i < count ? row_address(p, a, start + i) : 0u;
+        }
+    };
+    // Pages are no kernel's work either; what was chosen is the last one's.
+    if (p.chosen == nullptr) find_rows(first);
+    pdl_wait();
 
-    // A warp has a head's query: as a half and the half of what that leaves out.
+    // A warp has a head's query: as a half and the half of what that leaves out. It is on its way while rows
+    // are looked up.
     {
         const bool there = head < p.heads;
         const float4* from = reinterpret_cast<const float4*>(p.q + (static_cast<uint64_t>(token) * p.heads + head) * DIM);
         float4 of_lane[4];
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) of_lane[i] = there ? from[i * 32u + lane] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (p.chosen != nullptr) find_rows(first);
         float square = 0.0f;
 #pragma unroll
         for (uint32_t i = 0; i < 4; i++) {
-            const float4 v = there ? from[i * 32u + lane] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            const float4 v = of_lane[i];
             square += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-            of_lane[i] = v;
         }
         const float length = 1.0f / sqrtf(warp_sum(square) / static_cast<float>(DIM) + p.norm_eps);
         const float factor = turning ? length * p.scale : p.scale;
@@ -85,9 +96,7 @@ DEVICE void decode(const AttentionParams& p, unsigned char* shared) {
     float most = NO_SCORE, sum = 0.0f;  // of this warp's head
     for (uint32_t start = first; start < last; start += CHUNK) {
         const uint32_t count = min(CHUNK, last - start), tiles = (count + 15u) / 16u;
-        for (uint32_t i = threadIdx.x; i < CHUNK; i += blockDim.x) {
-            addresses[i] = i < count ? row_address(p, a, start + i) : 0u;
-        }
+        if (start != first) find_rows(start);
         __syncthreads();
         rows_to_shared<5>(addresses, tiles * 16u, rows);
         __syncthreads();
@@ -189,29 +198,42 @@ DEVICE void decode(const AttentionParams& p, unsigned char* shared) {
         state[HEADS + warp] = sum;
     }
     cluster_sync();
-    // Every block writes its part of the heads' values.
+    // Every block writes its part of the heads' values: two neighbours a thread, so that a warp's are of one
+    // head. What the others have is asked for at once, since it comes from afar.
+    constexpr uint32_t BLOCKS = ATTENTION_DECODE_CLUSTER;
     const uint32_t part = HEADS * DIM / size;
-    for (uint32_t i = threadIdx.x; i < part; i += blockDim.x) {
+    for (uint32_t i = threadIdx.x * 2u; i < part; i += blockDim.x * 2u) {
         const uint32_t at = rank * part + i, of_group = at / DIM, h = work % groups * HEADS + of_group;
-        if (h >= p.heads) continue;
-        const float sink = p.sinks[h];
-        float highest = sink;
-        for (uint32_t b = 0; b < size; b++) highest = fmaxf(highest, cluster_shared(state, b)[of_group]);
-        float total = fast_exp(sink - highest), value = 0.0f;
-        for (uint32_t b = 0; b < size; b++) {
-            const float* theirs = cluster_shared(state, b);
-            const float factor = fast_exp(theirs[of_group] - highest);
-            total += factor * theirs[HEADS + of_group];
-            value += factor * cluster_shared(values, b)[at];
+        float maxima[BLOCKS], sums[BLOCKS];
+        float2 parts[BLOCKS];
+#pragma unroll
+        for (uint32_t b = 0; b < BLOCKS; b++) {
+            const float* theirs = cluster_shared(state, min(b, size - 1u));
+            maxima[b] = theirs[of_group];
+            sums[b] = theirs[HEADS + of_group];
+            parts[b] = *reinterpret_cast<const float2*>(cluster_shared(values, min(b, size - 1u)) + at);
         }
-        value /= total;
+        const float sink = p.sinks[min(h, p.heads - 1u)];
+        float highest = sink;
+#pragma unroll
+        for (uint32_t b = 0; b < BLOCKS; b++) highest = fmaxf(highest, maxima[b]);
+        float total = fast_exp(sink - highest);
+        float2 value = make_float2(0.0f, 0.0f);
+#pragma unroll
+        for (uint32_t b = 0; b < BLOCKS; b++) {
+            const float factor = b < size ? fast_exp(maxima[b] - highest) : 0.0f;
+            total += factor * sums[b];
+            value.x += factor * parts[b].x;
+            value.y += factor * parts[b].y;
+        }
+        value = make_float2(value.x / total, value.y / total);
         if (turning) {
             // Values were turned with their keys; the query's angle is taken back from their sum.
             const uint32_t channel = at % DIM, pair = channel < plain ? 0u : (channel - plain) / 2u;
-            const float s = shuffle(sine, pair), c = shuffle(cosine, pair), other = shuffle_xor(value, 1u);
-            if (channel >= plain) value = channel % 2u == 0 ? value * c + other * s : value * c - other * s;
+            const float s = shuffle(sine, pair), c = shuffle(cosine, pair);
+            if (channel >= plain) value = make_float2(value.x * c + value.y * s, value.y * c - value.x * s);
         }
-        p.out[(static_cast<uint64_t>(token) * p.heads + h) * DIM + at % DIM] = value;
+        if (h < p.heads) *reinterpret_cast<float2*>(p.out + (static_cast<uint64_t>(token) * p.heads + h) * DIM + at % DIM) = value;
     }
     // The slot that is overwritten is of a token that left the window before.
     if (turning && rank == 0 && work % groups == 0) {

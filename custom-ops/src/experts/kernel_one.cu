@@ -1,7 +1,7 @@
 // The experts of one token: two launches, each bound by reading the chosen experts once.
 //
 // A launch that overlaps with its predecessor may read before its wait what was there when that one had
-// waited: the router's logits are two launches old when `experts_one_down` begins.
+// waited, if that one lets it begin only then: of x the router's launch has seen to it.
 #include "../../include/cuda/experts.h"
 #include "../../include/cuda/gated_unit.cuh"
 #include "../../include/cuda/gemm.cuh"
@@ -103,14 +103,18 @@ KERNEL(experts_one_gate_up, ExpertsGateUpParams, 512) {
     const uint32_t warp = warp_id(), lane = lane_id();
 
     fill_iq2_xxs_tables(tables);
-    pdl_wait();
-    // Only now: the kernel after reads the logits before its wait.
-    pdl_trigger();
-    if (p.route.ids == nullptr) route_rank(p.route.routing, 0, keys);
+    // The router's launch lies between x and this one.
+    const bool old = p.route.ids == nullptr;
+    if (!old) pdl_wait();
     quantize_to_shared(p.x, HIDDEN, quants, scales);
+    if (old) pdl_wait();
+    // Only now: the kernel after reads before its wait what the one before has written.
+    pdl_trigger();
+    if (old) route_rank(p.route.routing, 0, keys);
     __syncthreads();
     if (warp == 0) slots_of(p.route, keys, p.k, p.gate.stack, ids, weights);
     __syncthreads();
+    if (blockIdx.x == 0 && threadIdx.x < p.k) p.ids[threadIdx.x] = ids[threadIdx.x];
 
     const uint32_t items = p.k * INTER, step = gridDim.x * ONE_WARPS;
     uint32_t item = blockIdx.x * ONE_WARPS + warp;
@@ -187,7 +191,7 @@ DEVICE void fetch_row(EightRows& rows, uint32_t i, const Weight& w, uint32_t exp
 }  // namespace
 
 // Grid: one block a multiprocessor. Shared memory: h as bytes and scales,
-// (k · 2048 + shared cols) · 9 / 8, sums, rounds · 16 · 16 · 4, and 4096 for the router.
+// (k · 2048 + shared cols) · 9 / 8, and sums, rounds · 16 · 16 · 4.
 KERNEL(experts_one_down, ExpertsDownParams, 512) {
     SHARED(unsigned char, shared);
     const uint32_t shared_cols = p.shared_down.rows == 0 ? 0u : p.shared_down.cols;
@@ -196,7 +200,6 @@ KERNEL(experts_one_down, ExpertsDownParams, 512) {
     float* scales = reinterpret_cast<float*>(shared_quants + shared_cols / 4u);
     float* shared_scales = scales + p.k * (INTER / 32u);
     float* sums = shared_scales + shared_cols / 32u;  // [tile, warp, 16]
-    uint32_t* keys = reinterpret_cast<uint32_t*>(sums + p.rounds * (ONE_WARPS * 16u));
     const uint32_t warp = warp_id(), lane = lane_id(), g = lane / 4u, t = lane % 4u;
     const uint32_t tiles = p.down.rows / 16u;
     const uint32_t first = tiles * blockIdx.x / gridDim.x, last = tiles * (blockIdx.x + 1u) / gridDim.x;
@@ -209,18 +212,9 @@ KERNEL(experts_one_down, ExpertsDownParams, 512) {
     uint32_t expert = 0;
     EightRows rows;
     Piece piece;
-    if (p.route.ids == nullptr) {
-        route_rank(p.route.routing, 0, keys);
-        __syncthreads();
-    }
     if (routed) {
-        Chosen chosen = {0, 0.0f};
-        if (p.route.ids == nullptr) {
-            chosen = route_ranked(p.route.routing, 0, keys);
-        } else if (lane < p.k) {
-            chosen.id = p.route.ids[lane];
-        }
-        expert = min(shuffle(chosen.id, slot), p.down.stack - 1u);
+        // The launch before wrote them when it began, so that they have come here by now, in all likelihood.
+        expert = min(load_now(p.ids + slot), p.down.stack - 1u);
 #pragma unroll
         for (uint32_t i = 0; i < 8; i++) fetch_row(rows, i, p.down, expert, first * 16u + half);
     } else {
@@ -233,6 +227,11 @@ KERNEL(experts_one_down, ExpertsDownParams, 512) {
         quantize_to_shared<4>(gated, shared_cols, shared_quants, shared_scales, threadIdx.x - 64u * p.k, shares * 32u);
     }
     pdl_wait();
+    if (routed && load_now(p.ids + slot) != expert) {
+        expert = min(load_now(p.ids + slot), p.down.stack - 1u);
+#pragma unroll
+        for (uint32_t i = 0; i < 8; i++) fetch_row(rows, i, p.down, expert, first * 16u + half);
+    }
     const auto of_h = [&p](uint32_t i) { return reinterpret_cast<const float4*>(p.h)[i]; };
     quantize_to_shared<6>(of_h, p.k * INTER, quants, scales, threadIdx.x, blockDim.x);
     __syncthreads();

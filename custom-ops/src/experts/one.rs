@@ -41,7 +41,8 @@ pub(super) fn one(
     let (_, hidden) = x.dims2()?;
     let out = ws.f32((1, hidden))?;
     let h = ws.f32((route.k()?, routed.gate.rows()))?;
-    let op = One { x, h: &h, routed, route, shared, clamp };
+    let ids = ws.u32(route.k()?)?;
+    let op = One { x, h: &h, ids: &ids, routed, route, shared, clamp };
     let what = || match route {
         Route::Chosen { ids, .. } => class_of(routed, ids, shared.map(|(mlp, _)| mlp)),
         Route::Choose { k, .. } => {
@@ -59,6 +60,8 @@ pub(super) fn one(
 pub(super) struct One<'a> {
     pub(super) x: &'a Tensor,
     pub(super) h: &'a Tensor,
+    /// The experts that the first launch took, for the second.
+    pub(super) ids: &'a Tensor,
     pub(super) routed: Mlp<'a>,
     pub(super) route: Route<'a>,
     pub(super) shared: Option<(Mlp<'a>, &'a [Tensor])>,

@@ -36,11 +36,30 @@ KERNEL(likeliest, LikeliestParams, 1024) {
     const float* scores = p.scores + uint64_t(blockIdx.x) * p.count;
     Best best = {-INFINITY, 0xffffffffu};
     bool finite = true;
-    for (uint32_t i = threadIdx.x; i < p.count; i += blockDim.x) {
-        const float score = scores[i];
+    const auto look = [&](float score, uint32_t i) {
         finite = finite && fabsf(score) <= 3.402823466e38f;
         if (i != p.skip) best = better(best, {score, i});
+    };
+    // Many loads under way: a block is alone with its row. Rows may begin between two fours.
+    const uint32_t ahead = min(p.count, static_cast<uint32_t>(-(reinterpret_cast<uintptr_t>(scores) / 4u) & 3u));
+    const uint32_t fours = (p.count - ahead) / 4u;
+    if (threadIdx.x < ahead) look(scores[threadIdx.x], threadIdx.x);
+    for (uint32_t first = threadIdx.x; first < fours; first += 8u * blockDim.x) {
+        float4 v[8];
+#pragma unroll
+        for (uint32_t j = 0; j < 8; j++) {
+            v[j] = reinterpret_cast<const float4*>(scores + ahead)[min(first + j * blockDim.x, fours - 1u)];
+        }
+#pragma unroll
+        for (uint32_t j = 0; j < 8; j++) {
+            const uint32_t i = ahead + 4u * min(first + j * blockDim.x, fours - 1u);
+            look(v[j].x, i);
+            look(v[j].y, i + 1u);
+            look(v[j].z, i + 2u);
+            look(v[j].w, i + 3u);
+        }
     }
+    for (uint32_t i = ahead + 4u * fours + threadIdx.x; i < p.count; i += blockDim.x) look(scores[i], i);
 #pragma unroll
     for (uint32_t mask = 16; mask != 0; mask /= 2) {
         best = better(best, {shuffle_xor(best.score, mask), shuffle_xor(best.at, mask)});

@@ -35,6 +35,8 @@ struct FewParams {
     has_q8_0: u32,
     staged: u32,
     unused: u32,
+    tile_end: [u32; PARTS],
+    heft_end: [u32; PARTS],
     out: [Address; PARTS],
     w: [Weight; PARTS],
     errand: MatrixErrand,
@@ -350,12 +352,19 @@ fn few(
         has_q8_0: has(Format::Q8_0),
         staged: u32::from(few.staged),
         unused: 0,
+        tile_end: [0; PARTS],
+        heft_end: [0; PARTS],
         out: [Address::NULL; PARTS],
         w: [first.cuda(name, gpu)?; PARTS],
         errand,
     };
+    let (mut tiles, mut heft) = (0, 0);
     for (i, (w, out)) in weights.iter().zip(outs).enumerate() {
         (params.w[i], params.out[i]) = (w.cuda(name, gpu)?, *out);
+        let of_weight = w.rows().div_ceil(16) as u32;
+        tiles += of_weight;
+        heft += of_weight * if w.format() == Format::F16 { 2 } else { 1 };
+        (params.tile_end[i], params.heft_end[i]) = (tiles, heft);
     }
     let kernel = match few.padded {
         1 => Kernel("matmul_1"),
@@ -460,8 +469,8 @@ mod tests {
     #[test]
     fn the_parameter_structs_are_the_headers() {
         use std::mem::{offset_of, size_of};
-        assert_eq!(size_of::<FewParams>(), 24 + 48 + PARTS * (8 + 64) + 24);
-        assert_eq!(offset_of!(FewParams, out), 72);
+        assert_eq!(size_of::<FewParams>(), 24 + 48 + PARTS * (8 + 8 + 64) + 24);
+        assert_eq!(offset_of!(FewParams, out), 72 + PARTS * 8);
         assert_eq!((size_of::<QuantizeRows>(), size_of::<HalveRows>()), (40, 32));
         assert_eq!((size_of::<Product>(), offset_of!(Product, tokens)), (88, 80));
     }

@@ -1,4 +1,4 @@
-// Products of few tokens with a weight: bound by reading the weight once.
+// Products of 2 to 32 tokens with a weight: bound by reading the weight once.
 //
 // A tile of 16 rows is shared by `split` warps, each with pieces of its columns (256 of Q8_0, 128 of
 // F16: 4 KB). A block has a run of tiles; its warps work through them without meeting, leave their
@@ -7,56 +7,12 @@
 #include "../../include/cuda/matmul.h"
 
 #include "../../include/cuda/cluster.cuh"
+#include "../../include/cuda/matmul_tiles.cuh"
 #include "../../include/cuda/mma.cuh"
 #include "../../include/cuda/pieces.cuh"
 #include "../../include/cuda/sinkhorn.cuh"
 
 namespace {
-
-// Which tile, of which weight.
-struct Tile {
-    uint32_t part;
-    uint32_t tile;  // in its weight
-};
-
-DEVICE uint32_t tiles_of(const Weight& w) { return (w.rows + 15u) / 16u; }
-
-DEVICE Tile find_tile(const MatmulParams& p, uint32_t index) {
-    Tile at = {0, index};
-    while (at.part + 1 < p.parts && at.tile >= tiles_of(p.w[at.part])) {
-        at.tile -= tiles_of(p.w[at.part]);
-        at.part += 1;
-    }
-    return at;
-}
-
-// Bytes of a tile, in tiles of Q8_0.
-DEVICE uint32_t heft_of(const Weight& w) { return w.format == WEIGHT_F16 ? 2u : 1u; }
-
-// The first tile that begins at or after `heft`, of the weights one after the other.
-DEVICE uint32_t tile_from(const MatmulParams& p, uint32_t heft) {
-    uint32_t before = 0;
-    for (uint32_t i = 0; i < p.parts; i++) {
-        const uint32_t each = heft_of(p.w[i]), all = tiles_of(p.w[i]) * each;
-        if (heft < all) return before + (heft + each - 1u) / each;
-        heft -= all;
-        before += tiles_of(p.w[i]);
-    }
-    return before;
-}
-
-DEVICE bool is_f16(const MatmulParams& p, const Tile& at) { return p.w[at.part].format == WEIGHT_F16; }
-
-// The columns of this block: a run of them if it is one of a cluster.
-struct Columns {
-    uint32_t first;
-    uint32_t count;
-};
-
-DEVICE Columns columns_of_block(const MatmulParams& p) {
-    const uint32_t first = min(cluster_rank() * p.block_cols, p.w[0].cols);
-    return {first, min(p.block_cols, p.w[0].cols - first)};
-}
 
 // Pieces of a tile's columns: the first one, and how many.
 DEVICE uint32_t first_piece(const MatmulParams& p, const Tile& at, const Columns& columns) {
@@ -64,37 +20,6 @@ DEVICE uint32_t first_piece(const MatmulParams& p, const Tile& at, const Columns
 }
 DEVICE uint32_t pieces_of(const MatmulParams& p, const Tile& at, const Columns& columns) {
     return is_f16(p, at) ? (columns.count + 127u) / 128u : (columns.count + 255u) / 256u;
-}
-
-// Shared memory of `matmul_1`, in this order.
-struct Activations {
-    float* plain;            // [x_groups, cols] if there is an F16 weight
-    uint32_t* quants;        // [x_groups, cols / 4]
-    float* scales;           // [x_groups, cols / 32]
-    float* sums;             // [rounds, warps, 16]
-};
-
-DEVICE Activations activations(const MatmulParams& p, unsigned char* shared) {
-    const uint32_t count = p.x_groups * p.block_cols;
-    Activations a;
-    a.plain = reinterpret_cast<float*>(shared);
-    a.quants = reinterpret_cast<uint32_t*>(a.plain + (p.has_f16 ? count : 0u));
-    a.scales = reinterpret_cast<float*>(a.quants + (p.has_q8_0 ? count / 4u : 0u));
-    a.sums = a.scales + (p.has_q8_0 ? count / 32u : 0u);
-    return a;
-}
-
-// The block's groups of x, or its columns: as they are, and as bytes with scales.
-DEVICE void fetch_x(const MatmulParams& p, const Activations& a, uint32_t first_group, const Columns& columns) {
-    const uint32_t cols = p.w[0].cols;
-    const uint32_t count = p.groups == 1u ? columns.count : min(p.x_groups, p.groups - first_group) * cols;
-    const float* x = p.x + static_cast<uint64_t>(first_group) * cols + columns.first;
-    if (p.has_q8_0) quantize_to_shared(x, count, a.quants, a.scales);
-    if (p.has_f16) {
-        for (uint32_t i = threadIdx.x; i < count / 4u; i += blockDim.x) {
-            reinterpret_cast<float4*>(a.plain)[i] = reinterpret_cast<const float4*>(x)[i];
-        }
-    }
 }
 
 // Bytes of all tokens, in the order of `quantize_rows`: those of a block of 32 columns and its scales are
@@ -196,10 +121,9 @@ DEVICE void multiply_many(const MatmulParams& p, Piece& piece, const Source& nex
     }
 }
 
-// NT is 0 for one token, else the number of eights.
 template <uint32_t NT, bool STAGED>
 DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
-    constexpr uint32_t TOKENS = NT == 0 ? 1u : 8u * NT;
+    constexpr uint32_t TOKENS = 8u * NT;
     const uint32_t warp = warp_id(), lane = lane_id(), g = lane / 4u, t = lane % 4u;
     const uint32_t cols = p.w[0].cols, size = cluster_size();
     const bool errand = p.errand.mix != nullptr;
@@ -211,17 +135,15 @@ DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
         return;
     }
     const Columns columns = columns_of_block(p);
-    // Blocks have the same number of bytes, as far as whole tiles allow.
-    uint32_t heft = 0;
-    for (uint32_t i = 0; i < p.parts; i++) heft += tiles_of(p.w[i]) * heft_of(p.w[i]);
-    const uint32_t first = tile_from(p, static_cast<uint32_t>(static_cast<uint64_t>(heft) * block / of_grid));
-    const uint32_t last = tile_from(p, static_cast<uint32_t>(static_cast<uint64_t>(heft) * (block + 1u) / of_grid));
+    const Parts parts(p);
+    const Run run = parts.run(block, of_grid);
+    const uint32_t first = run.first, last = run.last;
     const uint32_t slots = MATMUL_WARPS / p.split, slot = warp / p.split, share = warp % p.split;
     const uint32_t group_tiles = p.w[0].rows / p.groups / 16u;
 
     pdl_trigger();
     // The flat sequence of this warp's pieces: tile after tile, each `split` pieces apart.
-    Tile at = find_tile(p, first + slot);
+    Tile at = parts.find(first + slot);
     Piece now;
     fetch_all(now, first + slot < last && share < pieces_of(p, at, columns)
                        ? aim(p.w[at.part], at.tile, first_piece(p, at, columns) + share)
@@ -229,14 +151,7 @@ DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
     pdl_wait();
 
     const uint32_t first_group = p.groups == 1u ? 0u : first / group_tiles;
-    Activations x = {};
     float* sums = reinterpret_cast<float*>(shared);
-    if (NT == 0) {
-        x = activations(p, shared);
-        sums = x.sums;
-        fetch_x(p, x, first_group, columns);
-        __syncthreads();
-    }
     // Of many tokens: in shared memory from this block's first column on, or in global memory.
     Quantized many = {reinterpret_cast<const uint2*>(p.quants), reinterpret_cast<const float2*>(p.scales)};
     if constexpr (STAGED) {
@@ -251,7 +166,7 @@ DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
         for (uint32_t round = 0; round < p.rounds; round++) {
             const uint32_t mine = start + round * slots + slot;
             if (mine >= last) break;
-            float sum[NT == 0 ? 1 : NT][4] = {};
+            float sum[NT][4] = {};
             const uint32_t group = p.groups == 1u ? 0u : at.tile / group_tiles;
             const bool f16 = is_f16(p, at), ahead = mine + slots < last;
             const uint32_t pieces = pieces_of(p, at, columns), from = first_piece(p, at, columns);
@@ -262,20 +177,13 @@ DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
                 const uint32_t current = piece;
                 more = piece + p.split < pieces;
                 piece = more ? piece + p.split : share;
-                if (!more && ahead) at = find_tile(p, mine + slots);
+                if (!more && ahead) at = parts.find(mine + slots);
                 const Source next = more || (ahead && share < pieces_of(p, at, columns))
                                         ? aim(p.w[at.part], at.tile, first_piece(p, at, columns) + piece)
                                         : nowhere();
                 if (current >= pieces) {
                     // Fewer pieces than warps.
                     fetch_all(now, next);
-                } else if constexpr (NT == 0) {
-                    const uint32_t local = group - first_group;
-                    float two[2] = {sum[0][0], sum[0][1]};
-                    multiply_1(now, next, f16, current, columns.count / 32u, x.plain + local * cols,
-                               x.quants + local * (cols / 4u), x.scales + local * (cols / 32u), two);
-                    sum[0][0] = two[0];
-                    sum[0][1] = two[1];
                 } else {
                     const uint32_t block = STAGED ? (group - first_group) * (cols / 32u) + current * 8u
                                                   : group * (cols / 32u) + (from + current) * 8u;
@@ -285,21 +193,11 @@ DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
                 }
             } while (more);
             float* to = sums + (round * MATMUL_WARPS + warp) * (16u * TOKENS);
-            if constexpr (NT == 0) {
 #pragma unroll
-                for (uint32_t r = 0; r < 2; r++) {
-                    float s = sum[0][r];
-                    s += shuffle_xor(s, 1u);
-                    s += shuffle_xor(s, 2u);
-                    if (t == 0) to[g + 8u * r] = s;
-                }
-            } else {
+            for (uint32_t n = 0; n < NT; n++) {
 #pragma unroll
-                for (uint32_t n = 0; n < NT; n++) {
-#pragma unroll
-                    for (uint32_t i = 0; i < 4; i++) {
-                        to[sum_at((n * 8u + 2u * t + i % 2u) * 16u + g + 8u * (i / 2u))] = sum[n][i];
-                    }
+                for (uint32_t i = 0; i < 4; i++) {
+                    to[sum_at((n * 8u + 2u * t + i % 2u) * 16u + g + 8u * (i / 2u))] = sum[n][i];
                 }
             }
         }
@@ -309,10 +207,10 @@ DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
             const uint32_t tile_here = i / (16u * TOKENS), value = i % (16u * TOKENS);
             float s = 0.0f;
             for (uint32_t b = 0; b < size; b++) {
-                const float* from = cluster_shared(sums, b) + tile_here * p.split * (16u * TOKENS) + (NT == 0 ? value : sum_at(value));
+                const float* from = cluster_shared(sums, b) + tile_here * p.split * (16u * TOKENS) + sum_at(value);
                 for (uint32_t w = 0; w < p.split; w++) s += from[w * (16u * TOKENS)];
             }
-            const Tile tile = find_tile(p, start + tile_here);
+            const Tile tile = parts.find_own(start + tile_here);
             const uint32_t row = tile.tile * 16u + value % 16u, token = value / 16u;
             const uint32_t rows = p.w[tile.part].rows;
             if (row < rows && token < p.tokens) p.out[tile.part][static_cast<uint64_t>(token) * rows + row] = s;
@@ -324,10 +222,6 @@ DEVICE void matmul_few(const MatmulParams& p, unsigned char* shared) {
 
 }  // namespace
 
-KERNEL(matmul_1, MatmulParams, 512) {
-    SHARED(unsigned char, shared);
-    matmul_few<0, false>(p, shared);
-}
 KERNEL(matmul_8, MatmulParams, 512) {
     SHARED(unsigned char, shared);
     if (p.staged) {

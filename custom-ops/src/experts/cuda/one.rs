@@ -30,6 +30,7 @@ struct RouteParam {
 struct GateUp {
     x: Address,
     h: Address,
+    ids: Address,
     route: RouteParam,
     gate: Weight,
     up: Weight,
@@ -44,7 +45,7 @@ struct Down {
     shared_gate: Address,
     shared_up: Address,
     out: Address,
-    route: RouteParam,
+    ids: Address,
     down: Weight,
     shared_down: Weight,
     k: u32,
@@ -73,7 +74,7 @@ pub(in crate::experts) fn one(op: &One, out: Target) -> Result<()> {
     let name = "experts";
     let out = out.of(name, DType::F32)?;
     let gpu = out.gpu();
-    let (x, h) = (gpu.f32(name, op.x)?, gpu.f32(name, op.h)?);
+    let (x, h, ids) = (gpu.f32(name, op.x)?, gpu.f32(name, op.h)?, gpu.u32(name, op.ids)?);
     let k = op.route.k()?;
     let mut held = Vec::new();
     let route = match op.route {
@@ -100,6 +101,7 @@ pub(in crate::experts) fn one(op: &One, out: Target) -> Result<()> {
     let params = GateUp {
         x: x.address(),
         h: h.address(),
+        ids: ids.address(),
         route,
         gate: op.routed.gate.cuda(name, &gpu)?,
         up: op.routed.up.cuda(name, &gpu)?,
@@ -117,7 +119,7 @@ pub(in crate::experts) fn one(op: &One, out: Target) -> Result<()> {
         shared_gate,
         shared_up,
         out: out.address(),
-        route,
+        ids: ids.address(),
         down: op.routed.down.cuda(name, &gpu)?,
         shared_down,
         k: k as u32,
@@ -125,8 +127,7 @@ pub(in crate::experts) fn one(op: &One, out: Target) -> Result<()> {
         clamp: op.clamp,
     };
     let values = k * INTER + shared_inter;
-    let launch =
-        Launch::new(blocks, 512).shared(values + values / 8 + rounds * 16 * 16 * 4 + KEYS_BYTES);
+    let launch = Launch::new(blocks, 512).shared(values + values / 8 + rounds * 16 * 16 * 4);
     // SAFETY: `ExpertsDownParams`, as above.
     unsafe { gpu.launch(Kernel("experts_one_down"), launch, &params) }
 }
@@ -137,9 +138,6 @@ mod tests {
 
     #[test]
     fn the_parameter_structs_are_the_headers() {
-        assert_eq!(
-            (size_of::<GateUp>(), size_of::<Down>()),
-            (16 + 64 + 128 + 8, 32 + 64 + 128 + 16)
-        );
+        assert_eq!((size_of::<GateUp>(), size_of::<Down>()), (24 + 64 + 128 + 8, 40 + 128 + 16));
     }
 }
