@@ -241,6 +241,11 @@ DEVICE uint2 load_weights8(const void* p) { return load_aligned<uint2>(p); }
 DEVICE uint32_t load_weights4(const void* p) { return load_aligned<uint32_t>(p); }
 DEVICE uint16_t load_weights2(const void* p) { return load_aligned<uint16_t>(p); }
 
+template <class T>
+DEVICE void bring_near(const T* p) {
+    T value;
+    memcpy(&value, p, sizeof value);
+}
 DEVICE uint32_t load_now(const uint32_t* p) { return *p; }
 
 DEVICE void copy_async(void* shared, const void* global, size_t bytes, bool copy) {

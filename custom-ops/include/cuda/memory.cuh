@@ -46,6 +46,12 @@ DEVICE uint16_t load_weights2(const void* p) {
     return __ldg(static_cast<const unsigned short*>(p));
 }
 
+// Reads what is read again later, into the cache of this multiprocessor.
+template <class T> DEVICE void bring_near(const T* p) {
+    const T value = *p;
+    asm volatile("" ::"l"(value) : "memory");
+}
+
 // What is in memory now, whatever a cache of this multiprocessor says; others may be writing it.
 DEVICE uint32_t load_now(const uint32_t* p) { return *static_cast<const volatile uint32_t*>(p); }
 

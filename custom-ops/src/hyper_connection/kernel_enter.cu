@@ -58,7 +58,6 @@ template <uint32_t ROWS, uint32_t BLOCKS> DEVICE void enter(const HyperEnterPara
     const uint32_t first = rank * channels, stream = item / quads, quad = item % quads;
     const bool active = item < channels, collapses = threadIdx.x < channels;
 
-    pdl_trigger();
     // Four channels of one stream a thread.
     uint2 weights[MINE];
 #pragma unroll
@@ -104,6 +103,8 @@ template <uint32_t ROWS, uint32_t BLOCKS> DEVICE void enter(const HyperEnterPara
         const float total = warp_totals(sums);
         if (lane < 16u) of_warps[warp * 16u + lane] = total;
         __syncthreads();
+        // What the launch after reads ahead would have been in the way of the state.
+        pdl_trigger();
         // All have read the old state.
         if (active && half == 0 && p.y != nullptr) *reinterpret_cast<float4*>(state + static_cast<uint64_t>(stream) * p.hidden) = s;
         for (uint32_t b = warp; b < BLOCKS; b += WARPS) {

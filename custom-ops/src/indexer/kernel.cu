@@ -57,9 +57,20 @@ DEVICE void scores(const IndexerScoresParams& p, unsigned char* shared) {
     const uint32_t warp = warp_id(), lane = lane_id(), g = lane / 4u, t = lane % 4u;
     const uint32_t stage_bytes = INDEXER_HEADS * (QUERY_BYTES + 4u);
     pdl_trigger();
-    pdl_wait();
+    constexpr uint32_t KEYS = MT * 16u * SCORE_WARPS;
     const uint32_t first_token = blockIdx.y * p.of_block;
     const uint32_t end_token = min(first_token + p.of_block, p.tokens);
+    // Where keys are is the host's word, which is read from afar, one thing after the other: once read it is
+    // near.
+    if (first_token < end_token) {
+        const uint32_t sequence = p.batch.sequence[p.first_token + first_token];
+        const Span span = p.batch.spans[sequence];
+        const uint32_t last = min(span.row + span.len, p.first_token + end_token) - 1u;
+        const uint32_t there = (p.batch.positions[last] + 1u) / p.ratio;
+        const uint32_t row = blockIdx.x * KEYS + warp * (MT * 16u) + lane % (MT * 16u);
+        if (there != 0) bring_near(&p.keys.pages[sequence][min(row, there - 1u) / p.keys.page_rows]);
+    }
+    pdl_wait();
     const auto fetch_query = [&](uint32_t token) {
         if (token < end_token) {
             unsigned char* stage = shared + token % 2u * stage_bytes;
@@ -80,7 +91,6 @@ DEVICE void scores(const IndexerScoresParams& p, unsigned char* shared) {
     for (uint32_t token = first_token; token < end_token; token++) {
         most = max(most, (p.batch.positions[p.first_token + token] + 1u) / p.ratio);
     }
-    constexpr uint32_t KEYS = MT * 16u * SCORE_WARPS;
     for (uint32_t block = blockIdx.x * KEYS; block < most; block += gridDim.x * KEYS) {
         const uint32_t first = block + warp * (MT * 16u);
         KeyTile keys[MT];

@@ -45,8 +45,9 @@ DEVICE void select(const IndexerSelectParams& p, Found& found) {
     const uint32_t of_launch = blockIdx.x / size, token = p.first_token + of_launch;
     pdl_trigger();
     for (uint32_t i = threadIdx.x; i < PASSES * BINS; i += THREADS) (&found.bins[0][0])[i] = 0;
-    pdl_wait();
+    // Positions are no kernel's work.
     const uint32_t visible = (p.batch.positions[token] + 1u) / p.ratio;
+    pdl_wait();
     uint32_t* out = p.out + static_cast<uint64_t>(token) * p.k;
     if (visible <= p.k) {
         for (uint32_t i = rank * THREADS + threadIdx.x; i < p.k; i += size * THREADS) {
