@@ -25,6 +25,9 @@ const PROFILED_STEPS: usize = 3;
 const CPU_CHUNK: usize = 512;
 /// Tokens that a GPU reads at a time: enough for its matrix units.
 const GPU_CHUNK: usize = 4096;
+/// More tokens than any context has, and more sequences than any memory holds.
+const MOST_CONTEXT: usize = 1 << 24;
+const MOST_SEQUENCES: usize = 4096;
 
 /// What is read.
 #[derive(Clone, Debug)]
@@ -87,6 +90,10 @@ impl Bench {
             ctx_start <= ctx_max,
             "--ctx-start {ctx_start} is above --ctx-max {ctx_max}: swap or change them"
         );
+        ensure!(
+            ctx_max <= MOST_CONTEXT,
+            "--ctx-max {ctx_max}: no model has more than {MOST_CONTEXT} tokens of context"
+        );
         ensure!(step_mul >= 1.0 && step_mul.is_finite(), "--step-mul {step_mul}: at least 1");
         ensure!(
             step_mul > 1.0 || step_incr > 0 || ctx_start == ctx_max,
@@ -117,11 +124,16 @@ impl Bench {
         note: &mut dyn FnMut(&str),
     ) -> Result<()> {
         let frontiers = self.frontiers()?;
-        ensure!(self.batch > 0, "--batch 0: at least one sequence must generate");
+        ensure!(
+            (1..=MOST_SEQUENCES).contains(&self.batch),
+            "--batch {}: from 1 to {MOST_SEQUENCES} sequences can generate at once",
+            self.batch
+        );
         ensure!(self.chunk != Some(0), "--chunk 0: at least one token must be read at a time");
         let model = engine.model();
         let most = model.config().context_length;
-        let needed = self.ctx_max + self.gen_tokens + if self.profile { PROFILED_STEPS } else { 0 };
+        let profiled = if self.profile { PROFILED_STEPS } else { 0 };
+        let needed = self.ctx_max.saturating_add(self.gen_tokens).saturating_add(profiled);
         let needed = needed.max(self.ctx_alloc.unwrap_or(0));
         ensure!(
             needed <= most,
