@@ -190,13 +190,13 @@ fn abort(fill: bool, cycles: usize) -> Vec<u64> {
     let mut memory = Vec::new();
     let one = |cycle: usize| {
         let mut stream = connect(address);
-        stream.write_all(&endless(cycle % 2 == 0)).unwrap();
+        stream.write_all(&endless(cycle.is_multiple_of(2))).unwrap();
         if cycle % 4 < 2 {
             // Some go before they are answered, some in the middle.
             std::thread::sleep(Duration::from_millis((cycle % 7) as u64));
         }
         drop(stream);
-        if cycle % 50 == 0 {
+        if cycle.is_multiple_of(50) {
             until(address, "vllm:num_requests_running", |running| running < 8.0);
         }
     };
@@ -204,7 +204,7 @@ fn abort(fill: bool, cycles: usize) -> Vec<u64> {
     (1..=MOST_TO_FILL).take_while(|_| fill && !full()).for_each(one);
     for cycle in 1..=cycles {
         one(cycle);
-        if cycle % (cycles / 8).max(1) == 0 {
+        if cycle.is_multiple_of((cycles / 8).max(1)) {
             until(address, "ds4_http_connections", |open| open <= 1.0);
             until(address, "vllm:num_requests_running", |running| running == 0.0);
             memory.push(resident());
