@@ -86,7 +86,7 @@ impl Sampling {
 #[non_exhaustive]
 pub enum SampleError {
     /// A setting outside its range.
-    #[error("{name} is {value}, must be between {low} and {high}")]
+    #[error("{name} is {value:?}, must be between {low} and {high}")]
     Setting {
         /// The setting.
         name: &'static str,
@@ -179,10 +179,11 @@ impl Sampler {
         logits: &mut [f32],
         context: &[u32],
     ) -> Result<u32, SampleError> {
-        self.sample_restricted(logits, context, |_| Ok(()))
+        self.sample_restricted(logits, context, |_, _| Ok(()))
     }
 
-    /// The same, where `restrict` sets the logits of tokens that may not come to −∞, last of all.
+    /// The same, where `restrict` sets the logits of tokens that may not come to −∞, last of all. It is
+    /// told how far below the best of the others a logit still counts, if that is known.
     ///
     /// # Errors
     /// Logits that are not finite, none left, or that of `restrict`.
@@ -190,37 +191,43 @@ impl Sampler {
         &mut self,
         logits: &mut [f32],
         context: &[u32],
-        restrict: impl FnOnce(&mut [f32]) -> Result<(), E>,
+        restrict: impl FnOnce(&mut [f32], Option<f32>) -> Result<(), E>,
     ) -> Result<u32, E> {
         // One NaN or infinity would win every comparison, or poison the softmax.
         if logits.is_empty() || logits.iter().any(|logit| !logit.is_finite()) {
             return Err(SampleError::NotFinite { position: self.chosen }.into());
         }
         self.penalize(logits, context);
-        restrict(logits)?;
+        // The likeliest that together have some probability are others if some are left out.
+        let reach = if self.settings.top_p < 1.0 { None } else { self.margin() };
+        restrict(logits, reach)?;
         Ok(self.choose(logits)?)
+    }
+
+    /// How far below the best logit another one can be for its token to be chosen; `None` if any can.
+    fn margin(&self) -> Option<f32> {
+        let Sampling { temperature, min_p, .. } = self.settings;
+        match temperature {
+            t if t < 1e-4 => Some(0.0),
+            // A little more, so that rounding leaves nobody out.
+            t if min_p > 0.0 => Some((-t * min_p.ln() * 1.001 + 1e-4) as f32),
+            _ => None,
+        }
     }
 
     /// Which tokens can be chosen at all, if only those near the likeliest can and nothing depends on what
     /// came before; else all scores are needed.
     pub fn reach(&self) -> Option<Reach> {
-        let Sampling { temperature, min_p, logit_bias, .. } = &self.settings;
-        let Sampling { repetition_penalty, frequency_penalty, presence_penalty, .. } =
-            self.settings;
+        let Sampling {
+            temperature, repetition_penalty, frequency_penalty, presence_penalty, ..
+        } = self.settings;
         let plain =
             repetition_penalty == 1.0 && frequency_penalty == 0.0 && presence_penalty == 0.0;
-        if !plain || !logit_bias.is_empty() {
+        if !plain || !self.settings.logit_bias.is_empty() {
             return None;
         }
-        match *temperature {
-            t if t < 1e-4 => Some(Reach { reach: 0.0, temperature: 1.0 }),
-            // A little more, so that rounding leaves nobody out.
-            t if *min_p > 0.0 => {
-                let reach = (-t * min_p.ln() * 1.001 + 1e-4) as f32;
-                Some(Reach { reach, temperature: t as f32 })
-            }
-            _ => None,
-        }
+        let temperature = if temperature < 1e-4 { 1.0 } else { temperature as f32 };
+        self.margin().map(|reach| Reach { reach, temperature })
     }
 
     /// The next token, out of a list of all in [`Sampler::reach`]: the one that [`Sampler::sample`] would
@@ -463,7 +470,7 @@ mod tests {
         })
         .unwrap();
         let only = |allowed: Option<usize>| {
-            move |logits: &mut [f32]| {
+            move |logits: &mut [f32], _: Option<f32>| {
                 for (id, logit) in logits.iter_mut().enumerate() {
                     if Some(id) != allowed {
                         *logit = f32::NEG_INFINITY;
@@ -475,6 +482,46 @@ mod tests {
         let mut draw = |allowed| sampler.sample_restricted(&mut LOGITS.clone(), &[], only(allowed));
         assert_eq!(draw(Some(4)).unwrap(), 4);
         assert!(matches!(draw(None), Err(SampleError::NoneLeft)));
+    }
+
+    #[test]
+    fn what_is_out_of_reach_makes_no_difference() {
+        let logits: Vec<f32> = (0..500).map(|i| ((i * 7919) % 1009) as f32 * 0.008).collect();
+        for (min_p, top_p, top_k, temperature) in [
+            (0.05, 1.0, 0, 1.0),
+            (0.2, 1.0, 7, 0.7),
+            (0.05, 1.0, 0, 0.0),
+            (0.05, 0.9, 0, 1.0),
+            (0.0, 1.0, 0, 1.0),
+        ] {
+            let settings =
+                Sampling { min_p, top_p, top_k, temperature, seed: 3, ..Sampling::default() };
+            let sampler = || Sampler::new(settings.clone()).unwrap();
+            // Every third token may come; a restriction that knows its reach leaves out the rest too.
+            let restrict = |far: bool| {
+                move |logits: &mut [f32], reach: Option<f32>| {
+                    let may = |id: usize| id.is_multiple_of(3);
+                    let best = logits.iter().enumerate().filter(|(id, _)| may(*id));
+                    let best = best.map(|(_, logit)| *logit).fold(f32::NEG_INFINITY, f32::max);
+                    let floor =
+                        reach.filter(|_| far).map_or(f32::NEG_INFINITY, |reach| best - reach);
+                    let out = |(id, logit): (usize, &mut f32)| {
+                        if !may(id) || *logit < floor {
+                            *logit = f32::NEG_INFINITY;
+                        }
+                    };
+                    logits.iter_mut().enumerate().for_each(out);
+                    Ok::<_, SampleError>(())
+                }
+            };
+            let draw = |sampler: &mut Sampler, far| {
+                sampler.sample_restricted(&mut logits.clone(), &[], restrict(far)).unwrap()
+            };
+            let (mut near, mut all) = (sampler(), sampler());
+            for _ in 0..200 {
+                assert_eq!(draw(&mut near, true), draw(&mut all, false), "{settings:?}");
+            }
+        }
     }
 
     #[test]

@@ -188,6 +188,14 @@ fn wrong_flags_are_named() {
     refused(&run(&["-n", "0", "-p", "x"]), &["--tokens"]);
     refused(&run(&["-c", "1", "-p", "x"]), &["--ctx"]);
     refused(&run(&["-t", "0", "-p", "x"]), &["--threads"]);
+    refused(&run(&["-t", "99999999", "-p", "x"]), &["--threads", "1024"]);
+    refused(&run(&["-c", "-1", "-p", "x"]), &["--ctx is \"-1\": it must be a whole number from 0"]);
+    refused(&run(&["--temp", "1e308", "-p", "x"]), &["1e308, must be between 0 and"]);
+    refused(&run(&["--min-p", "NaN", "-p", "x"]), &["min_p is NaN"]);
+    let most = "18446744073709551615";
+    refused(&run(&["bench", "--ctx-max", most]), &["--ctx-max", "no model"]);
+    refused(&run(&["bench", "--gen-tokens", most]), &["--gen-tokens", "lower"]);
+    refused(&run(&["connect", "codex", "--ctx", "0"]), &["--ctx is 0", "from 2 to"]);
     refused(&run(&["-p", "x", "--prompt-file", "y"]), &["--prompt-file"]);
     refused(&run(&["inspect"]), &["FILE"]);
 }

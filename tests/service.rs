@@ -297,7 +297,7 @@ enum Then {
 }
 
 impl Guide for Fence {
-    fn restrict(&mut self, logits: &mut [f32]) -> Result<(), GuideError> {
+    fn restrict(&mut self, logits: &mut [f32], _: Option<f32>) -> Result<(), GuideError> {
         let told = self.told.load(Ordering::SeqCst);
         if told == self.at {
             match self.then {

@@ -355,18 +355,16 @@ pub struct TalkArgs {
     pub nothink: bool,
 
     /// Temperature, 0 for the likeliest answer
-    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
     #[arg(hide_short_help = true)]
     pub temp: f64,
 
     /// Choose among the likeliest tokens that together have this probability
     #[arg(long, value_name = "P", default_value_t = 1.0, hide_short_help = true)]
-    #[arg(allow_negative_numbers = true)]
     pub top_p: f64,
 
     /// Choose among tokens at least this probable relative to the likeliest
     #[arg(long, value_name = "P", default_value_t = 0.05, hide_short_help = true)]
-    #[arg(allow_negative_numbers = true)]
     pub min_p: f64,
 
     /// Choose among this many of the likeliest tokens; 0 for all
@@ -379,17 +377,14 @@ pub struct TalkArgs {
 
     /// Makes tokens of the context less likely; 1 does nothing
     #[arg(long, value_name = "X", default_value_t = 1.0, hide_short_help = true)]
-    #[arg(allow_negative_numbers = true)]
     pub repetition_penalty: f32,
 
     /// Makes an answer's tokens less likely the more often they occurred; 0 does nothing
     #[arg(long, value_name = "X", default_value_t = 0.0, hide_short_help = true)]
-    #[arg(allow_negative_numbers = true)]
     pub frequency_penalty: f32,
 
     /// Makes tokens that the answer has less likely; 0 does nothing
     #[arg(long, value_name = "X", default_value_t = 0.0, hide_short_help = true)]
-    #[arg(allow_negative_numbers = true)]
     pub presence_penalty: f32,
 
     /// Tools that the model may call: a JSON list of OpenAI function tools (with a prompt only)
@@ -431,7 +426,7 @@ impl Args {
     /// # Errors
     /// Clap's: a mistake, or a request for help or the version.
     pub fn read(line: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        Self::try_parse_from(spelled_out(line))
+        super::numbers::read(spelled_out(line))
     }
 }
 

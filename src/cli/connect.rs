@@ -40,6 +40,8 @@ pub struct Connect {
 const MODEL: &str = "deepseek-v4-flash";
 /// What clients send for a key where the server wants none.
 const NO_KEY: &str = "ds4";
+/// More tokens than any model has.
+const MOST_CONTEXT: usize = 1 << 24;
 /// Most tokens of an answer, as clients are told.
 const OUTPUT: usize = 32_768;
 
@@ -61,6 +63,12 @@ pub fn run(connect: &Connect, out: &mut dyn Write) -> Result<()> {
     let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
     if !host.is_some_and(|host| host.chars().next().is_some_and(char::is_alphanumeric)) {
         bail!("--url {}: not an address such as http://127.0.0.1:8000", connect.url);
+    }
+    if !(2..=MOST_CONTEXT).contains(&connect.context) {
+        bail!(
+            "--ctx is {}: give what the server was given, from 2 to {MOST_CONTEXT} tokens",
+            connect.context
+        );
     }
     let settings = settings(connect.client, url, connect.context);
     let home = std::env::home_dir().context("the home folder is not known: set HOME")?;

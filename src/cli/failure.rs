@@ -63,8 +63,8 @@ impl Failure {
         match error {
             EngineError::Gguf(error) => match error.rule() {
                 gguf::Error::Io { action: "open", .. } => Self::Input(format!(
-                    "{named}; give the path of a GGUF file with -m FILE, or try the bundled demo \
-                     model: leave out -m and DS4_MODEL"
+                    "{named}; give a GGUF file with -m FILE or a model of `ds4 pull --list` with -m NAME, \
+                     or try the bundled demo model: leave out -m and DS4_MODEL"
                 )),
                 _ => Self::Input(named),
             },

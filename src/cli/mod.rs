@@ -21,6 +21,7 @@ pub mod logits;
 mod markdown;
 mod meter;
 mod model_path;
+mod numbers;
 mod options;
 pub mod perplexity;
 mod place;

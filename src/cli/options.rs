@@ -336,15 +336,18 @@ fn tools(path: &Path) -> Result<Vec<Tool>, Failure> {
     })
 }
 
+/// More threads than any machine has cores for.
+const MOST_THREADS: usize = 1024;
+
 /// Computes with this many threads.
 ///
 /// # Errors
 /// None, or more than the system has.
 pub fn use_threads(threads: usize) -> Result<(), Failure> {
-    if threads == 0 {
-        return Err(Failure::Input(
-            "--threads is 0: at least one must compute; leave it out for one per core".to_owned(),
-        ));
+    if !(1..=MOST_THREADS).contains(&threads) {
+        return Err(Failure::Input(format!(
+            "--threads is {threads}: it must be from 1 to {MOST_THREADS}; leave it out for one per core"
+        )));
     }
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(|error| {
         Failure::Run(format!("{threads} threads cannot be had: {error}; use fewer (--threads)"))

@@ -42,8 +42,9 @@ impl Chooser {
     ) -> Result<Chosen, EngineError> {
         let own = self.logprobs.map(|most| (most, logits.to_vec()));
         let guide = &mut self.guide;
-        let token = self.sampler.sample_restricted(logits, context, |logits| {
-            guide.as_mut().map_or(Ok(()), |guide| guide.restrict(logits)).map_err(EngineError::from)
+        let token = self.sampler.sample_restricted(logits, context, |logits, reach| {
+            let restricted = guide.as_mut().map_or(Ok(()), |guide| guide.restrict(logits, reach));
+            restricted.map_err(EngineError::from)
         })?;
         if let Some(guide) = guide {
             guide.accept(token)?;

@@ -44,9 +44,12 @@ pub struct Job {
 pub trait Guide: Send {
     /// Sets the logits `[vocab]` of tokens that may not come next to −∞.
     ///
+    /// Where there is a `reach`, no token will be chosen whose logit is further than that below the best
+    /// one that may come: such ones may be set to −∞ too, or left alone.
+    ///
     /// # Errors
     /// If no token may come, or its bounds are exceeded; the job fails with it.
-    fn restrict(&mut self, logits: &mut [f32]) -> Result<(), GuideError>;
+    fn restrict(&mut self, logits: &mut [f32], reach: Option<f32>) -> Result<(), GuideError>;
 
     /// Takes note of the token that was chosen.
     ///

@@ -20,6 +20,8 @@ use crate::config::Config;
 use crate::hub::Size;
 use crate::tokenizer::Tokenizer;
 
+/// A time that is as good as none: a year.
+const ENDLESS: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How often readers that are all behind are looked after.
 const CATCH_UP: Duration = Duration::from_millis(2);
 
@@ -248,7 +250,9 @@ impl Service {
     /// so much time to finish, and ends the others with [`Finish::Stopping`]. Returns when the
     /// engine has ended.
     pub fn stop(&self, grace: Duration) {
-        let deadline = Instant::now() + grace;
+        let now = Instant::now();
+        // A grace that no clock can tell the end of has none.
+        let deadline = now.checked_add(grace).unwrap_or(now + ENDLESS);
         let mut inbox = self.desk.lock();
         // Who is more impatient decides.
         inbox.stop = Some(inbox.stop.map_or(deadline, |stop| stop.min(deadline)));

@@ -16,6 +16,18 @@ fn tokenizer() -> Arc<Tokenizer> {
     Arc::new(Tokenizer::from_gguf(&gguf).unwrap())
 }
 
+/// Asked for a few tokens a guide says of them what it says if it looks at all.
+fn near_the_best_nothing_is_different(guide: &mut dyn engine::Guide, logits: &[f32], reach: f32) {
+    let (mut near, mut all) = (logits.to_vec(), logits.to_vec());
+    guide.restrict(&mut near, Some(reach)).unwrap();
+    guide.restrict(&mut all, None).unwrap();
+    let best = all.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    for (id, (near, all)) in near.iter().zip(&all).enumerate() {
+        let same = near == all || *near == f32::NEG_INFINITY && *all < best - reach;
+        assert!(same, "token {id}: {near} and {all}, the best is {best}, reach {reach}");
+    }
+}
+
 /// A reply that a model without any sense would write, but one that likes to end things.
 fn babble(guide: &mut dyn engine::Guide, tokenizer: &Tokenizer, random: &mut StdRng) -> Vec<u32> {
     let control = tokenizer.control();
@@ -36,7 +48,11 @@ fn babble(guide: &mut dyn engine::Guide, tokenizer: &Tokenizer, random: &mut Std
     for _ in 0..3000 {
         let mut logits: Vec<f32> =
             bias.iter().map(|b| b + random.random_range(0.0..10.0)).collect();
-        guide.restrict(&mut logits).unwrap();
+        // Few or many tokens near the best one.
+        let scale = [1.0, 4.0, 30.0][random.random_range(0..3)];
+        let scaled: Vec<f32> = logits.iter().map(|logit| scale * logit).collect();
+        near_the_best_nothing_is_different(guide, &scaled, random.random_range(0.0..6.0));
+        guide.restrict(&mut logits, None).unwrap();
         let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
         assert!(logits[best].is_finite(), "nothing may follow {:?}", tokenizer.decode(&reply));
         guide.accept(best as u32).unwrap();
@@ -158,7 +174,7 @@ fn optional_calls_leave_text_free_and_are_whole_once_begun() {
             guide.accept(token).unwrap();
         }
         let mut logits = vec![0.0; size];
-        guide.restrict(&mut logits).unwrap();
+        guide.restrict(&mut logits, None).unwrap();
         let forbidden: Vec<usize> = (0..size).filter(|&id| logits[id] != 0.0).collect();
         assert_eq!(forbidden, if may_call { vec![] } else { vec![marker] }, "after {text:?}");
     }
@@ -173,7 +189,7 @@ fn optional_calls_leave_text_free_and_are_whole_once_begun() {
     let mut guide = guides.guide(&Wanted::default()).unwrap();
     guide.accept(*tokenizer.encode("<").last().unwrap()).unwrap();
     let mut logits = vec![0.0; size];
-    guide.restrict(&mut logits).unwrap();
+    guide.restrict(&mut logits, None).unwrap();
     assert_eq!(logits[marker], f32::NEG_INFINITY, "no tools, no marker");
     assert!(guide.accept(marker as u32).is_err());
 }
@@ -228,7 +244,7 @@ fn parameters_come_in_any_order_but_once_and_the_required_ones_at_all() {
             let marker = (index > 0).then_some(marker);
             for token in marker.into_iter().chain(tokenizer.encode(part)) {
                 let mut logits = vec![0.0; tokenizer.vocab_size()];
-                guide.restrict(&mut logits).unwrap();
+                guide.restrict(&mut logits, None).unwrap();
                 if logits[token as usize] != 0.0 {
                     return false;
                 }

@@ -56,7 +56,11 @@ impl Tracer {
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let opened = options.open(file).map_err(|error| {
-            let said = format!("--trace {}: cannot be written: {error}", file.display());
+            let said = format!(
+                "--trace {}: cannot be written: {error}; name a file in a folder that is there and \
+                 that you may write to",
+                file.display()
+            );
             io::Error::new(error.kind(), said)
         });
         let state = State { file: opened?, known: VecDeque::new() };

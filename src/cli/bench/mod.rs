@@ -28,6 +28,9 @@ const TIMELINE_STEPS: usize = 4;
 const CPU_CHUNK: usize = 512;
 /// Tokens that a GPU reads at a time: enough for its matrix units.
 const GPU_CHUNK: usize = 4096;
+/// More tokens than any context has, and more sequences than any memory holds.
+const MOST_CONTEXT: usize = 1 << 24;
+const MOST_SEQUENCES: usize = 4096;
 
 /// What is read.
 #[derive(Clone, Debug)]
@@ -90,6 +93,10 @@ impl Bench {
             ctx_start <= ctx_max,
             "--ctx-start {ctx_start} is above --ctx-max {ctx_max}: swap or change them"
         );
+        ensure!(
+            ctx_max <= MOST_CONTEXT,
+            "--ctx-max {ctx_max}: no model has more than {MOST_CONTEXT} tokens of context"
+        );
         ensure!(step_mul >= 1.0 && step_mul.is_finite(), "--step-mul {step_mul}: at least 1");
         ensure!(
             step_mul > 1.0 || step_incr > 0 || ctx_start == ctx_max,
@@ -120,13 +127,16 @@ impl Bench {
         note: &mut dyn FnMut(&str),
     ) -> Result<()> {
         let frontiers = self.frontiers()?;
-        ensure!(self.batch > 0, "--batch 0: at least one sequence must generate");
+        ensure!(
+            (1..=MOST_SEQUENCES).contains(&self.batch),
+            "--batch {}: from 1 to {MOST_SEQUENCES} sequences can generate at once",
+            self.batch
+        );
         ensure!(self.chunk != Some(0), "--chunk 0: at least one token must be read at a time");
         let model = engine.model();
         let most = model.config().context_length;
-        let needed = self.ctx_max
-            + self.gen_tokens
-            + if self.profile { PROFILED_STEPS + TIMELINE_STEPS + 1 } else { 0 };
+        let profiled = if self.profile { PROFILED_STEPS + TIMELINE_STEPS + 1 } else { 0 };
+        let needed = self.ctx_max.saturating_add(self.gen_tokens).saturating_add(profiled);
         let needed = needed.max(self.ctx_alloc.unwrap_or(0));
         ensure!(
             needed <= most,
@@ -163,6 +173,11 @@ impl Bench {
         report.profile = std::mem::take(&mut run.classes);
         if self.profile {
             note(&report.profile_table(PROFILED_STEPS));
+            if let (Some(median), Some(most)) =
+                (run.steps.get(run.steps.len() / 2), run.steps.last())
+            {
+                note(&format!("steps as they are: {median:.2?} in the middle, {most:.2?} at most"));
+            }
             if let Some(timeline) = &run.timeline {
                 note(timeline);
             }
@@ -240,6 +255,8 @@ struct Run<'a> {
     gen_tokens: usize,
     made_up: bool,
     classes: Vec<Class>,
+    /// How long each step took, shortest first.
+    steps: Vec<Duration>,
     timeline: Option<String>,
 }
 
@@ -258,6 +275,7 @@ impl<'a> Run<'a> {
             gen_tokens: bench.gen_tokens,
             made_up: bench.made_up_cache,
             classes: Vec::new(),
+            steps: Vec::new(),
             timeline: None,
         })
     }
@@ -281,20 +299,13 @@ impl<'a> Run<'a> {
         // Each sequence goes its own way from its first token on: equal ones would share experts.
         let mut next = likeliest(&scores, self.eos, sequences);
         let began = Instant::now();
-        let mut steps = Vec::new();
+        let mut steps_taken = Vec::new();
         for _ in 0..self.gen_tokens {
             let began = Instant::now();
             next = self.step(&next)?;
-            steps.push(began.elapsed());
+            steps_taken.push(began.elapsed());
         }
         let decode = began.elapsed();
-        steps.sort();
-        eprintln!(
-            "steps {:?} {:?} {:?}",
-            steps.get(steps.len() / 2),
-            steps.iter().rev().take(6).collect::<Vec<_>>(),
-            steps.first()
-        );
         let kvcache_bytes =
             self.cache.bytes() + self.copies.iter().map(Cache::bytes).sum::<usize>();
         let steps = if profiled { PROFILED_STEPS } else { usize::from(self.gen_tokens > 0) };
@@ -307,6 +318,8 @@ impl<'a> Run<'a> {
         let step_bytes = classes.iter().map(|class| class.bytes).sum::<u64>() / steps.max(1) as u64;
         if profiled {
             self.classes = classes;
+            steps_taken.sort();
+            self.steps = steps_taken;
             // Recorded steps, which the profile's are not.
             next = self.step(&next)?;
             timeline(self.model.device())?;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 
 use crate::cli::args::DeviceArgs;
+use crate::cli::numbers;
 
 const AFTER_HELP: &str = "All flags: ds4-server --help";
 
@@ -103,7 +104,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "DIR")]
     pub kv_disk_dir: Option<PathBuf>,
 
-    /// Megabytes that it may take; 0 for no folder
+    /// Megabytes that the folder may take; 0 for no folder
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub kv_disk_space_mb: u64,
 
@@ -203,7 +204,7 @@ impl ServeArgs {
     /// # Errors
     /// Clap's: a mistake, or a request for help or the version.
     pub fn read(line: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        Self::try_parse_from(line)
+        numbers::read(line.into_iter().collect())
     }
 }
 

@@ -19,7 +19,7 @@ use super::terminal::{self, tell};
 use super::{help_or_mistake, session};
 use crate::engine::{open_store, Engine, Limits, Service};
 use crate::server::{serve, App, Replay, Secret, REPLAY_BYTES};
-use args::ServeArgs;
+pub(in crate::cli) use args::ServeArgs;
 use options::{Kept, Options};
 
 /// Threads that speak HTTP; the others compute.
@@ -87,8 +87,12 @@ fn service(options: &Options) -> Result<Service, Failure> {
             match open_store(&gguf, &engine, folder, *budget) {
                 Ok(store) => Service::start_with_store(engine, limits, store),
                 Err(error) if *asked_for => {
-                    let folder = folder.display();
-                    return Err(Failure::Input(format!("--kv-disk-dir {folder}: {error}")));
+                    let (folder, error) = (folder.display().to_string(), error.to_string());
+                    let named = error.starts_with(&folder);
+                    return Err(Failure::Input(match named {
+                        true => format!("--kv-disk-dir: {error}"),
+                        false => format!("--kv-disk-dir {folder}: {error}"),
+                    }));
                 }
                 Err(error) => {
                     tell(&format!("prompts are forgotten when the server stops: {error}"));
@@ -131,6 +135,10 @@ async fn bind(options: &Options) -> Result<TcpListener, Failure> {
         let advice = match error.kind() {
             io::ErrorKind::AddrInUse => {
                 "another program listens there; stop it, or choose another port with --port"
+            }
+            io::ErrorKind::AddrNotAvailable => {
+                "--host is no address of this machine; use 127.0.0.1 for this machine alone, 0.0.0.0 for \
+                 all its networks"
             }
             io::ErrorKind::PermissionDenied => "choose a port above 1023 with --port",
             _ => "check --host and --port",

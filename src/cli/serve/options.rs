@@ -149,7 +149,8 @@ fn tell_ignored(args: &ServeArgs) {
 }
 
 fn check(args: &ServeArgs) -> Result<(), Failure> {
-    let least: [(&str, usize, usize, usize); 9] = [
+    let grace = usize::try_from(args.grace).unwrap_or(usize::MAX);
+    let least: [(&str, usize, usize, usize); 10] = [
         ("--ctx", args.ctx, 2, usize::MAX),
         ("--tokens", args.tokens, 1, usize::MAX),
         ("--max-n", args.max_n, 1, 128),
@@ -159,6 +160,7 @@ fn check(args: &ServeArgs) -> Result<(), Failure> {
         ("--parallel-per-key", args.parallel_per_key.unwrap_or(1), 1, 4096),
         ("--max-waiting", args.max_waiting, 1, 1 << 20),
         ("--kv-memory-mb", args.kv_memory_mb.unwrap_or(1), 1, 1 << 30),
+        ("--grace", grace, 0, 1_000_000),
     ];
     for (flag, value, low, high) in least {
         if !(low..=high).contains(&value) {
