@@ -5,6 +5,7 @@ mod attention;
 mod experts;
 mod matmul;
 mod rows;
+mod sampling;
 mod selection;
 
 use candle_core::{DType, Device, Result, Tensor};
