@@ -11,6 +11,9 @@
 #define ATTEND_HEADS (HEADS_PER_SIMD * ATTEND_SIMDS)
 #define ATTEND_THREADS (ATTEND_SIMDS * LANES)
 #define VALUES (DIM / LANES)
+// Pairs of channels that can turn: of each lane, its last two channels.
+#define MOST_PAIRS 32
+#define TURNING 2u
 
 struct Attend {
     uint heads;
@@ -25,10 +28,32 @@ struct Attend {
     uint row_bytes;
     uint splits;
     float scale;
+    uint pairs;      // of channels that turn, the last ones
+    float norm_eps;
+    float frequencies[MOST_PAIRS];
 };
 
 // Pipelines for compressed rows that are packed and for such in f32.
 FUNCTION_CONSTANT(bool, IS_PACKED, 0)
+// Pipelines that bring queries to length one and turn them, turn back what comes out, and write the
+// tokens' rows to the ring.
+FUNCTION_CONSTANT(bool, IS_TURNING, 1)
+
+// Sine and cosine of channel `c` at `position`; of one that does not turn, of no angle.
+inline float2 turn_of(constant Attend& p, uint position, uint c) {
+    uint plain = DIM - 2u * p.pairs;
+    float angle = c < plain ? 0.0f : float(position) * p.frequencies[(c - plain) / 2u];
+    float2 turn;
+    turn.x = precise::sin(angle);
+    turn.y = precise::cos(angle);
+    return turn;
+}
+
+// Neighbouring lanes have the two channels of a pair.
+inline float turned(float v, float sine, float cosine, uint lane) {
+    float other = simd_shuffle_xor(v, ushort(1));
+    return lane % 2u == 0u ? v * cosine - other * sine : other * sine + v * cosine;
+}
 
 // Row `r` of those that the token at `position` attends to: window first. Null for a place that is
 // empty.
@@ -51,7 +76,7 @@ inline device const uchar* attended(constant Attend& p, device const float* kv, 
 // Grid: splits, head blocks, tokens. `ids` begins at the span's first token.
 kernel void attend(constant Attend& p [[buffer(0)]], constant Page* pages [[buffer(1)]],
                    device const float* q [[buffer(2)]], device const float* kv [[buffer(3)]],
-                   device const float* past [[buffer(4)]], device const uint* ids [[buffer(5)]],
+                   device float* past [[buffer(4)]], device const uint* ids [[buffer(5)]],
                    device const float* sinks [[buffer(6)]], device float* partial [[buffer(7)]],
                    device float* out [[buffer(8)]], THREAD_POSITION) {
     THREADGROUP(float, tile, [ROW_TILE][DIM]);
@@ -66,14 +91,31 @@ kernel void attend(constant Attend& p [[buffer(0)]], constant Page* pages [[buff
     uint head0 = group.y * ATTEND_HEADS + simd * HEADS_PER_SIMD;
     float query[HEADS_PER_SIMD][VALUES], sum[HEADS_PER_SIMD][VALUES];
     float most[HEADS_PER_SIMD], weight[HEADS_PER_SIMD];
+    float2 turns[TURNING];
+    if (IS_TURNING) {
+        for (uint i = 0; i < TURNING; i++) {
+            turns[i] = turn_of(p, position, lane + LANES * (VALUES - TURNING + i));
+        }
+    }
     for (uint h = 0; h < HEADS_PER_SIMD; h++) {
         // Past the last head the last one is computed again, and not written.
         uint head = min(head0 + h, p.heads - 1u);
         device const float* at = q + (ulong(token) * p.heads + head) * DIM;
         for (uint i = 0; i < VALUES; i++) {
-            query[h][i] = at[lane + LANES * i] * p.scale;
+            query[h][i] = at[lane + LANES * i];
             sum[h][i] = 0.0f;
         }
+        if (IS_TURNING) {
+            float square = 0.0f;
+            for (uint i = 0; i < VALUES; i++) square = fma(query[h][i], query[h][i], square);
+            float length = 1.0f / precise::sqrt(simd_sum(square) / float(DIM) + p.norm_eps);
+            for (uint i = 0; i < VALUES; i++) query[h][i] *= length;
+            for (uint i = 0; i < TURNING; i++) {
+                thread float& v = query[h][VALUES - TURNING + i];
+                v = turned(v, turns[i].x, turns[i].y, lane);
+            }
+        }
+        for (uint i = 0; i < VALUES; i++) query[h][i] *= p.scale;
         most[h] = -INFINITY;
         weight[h] = 0.0f;
     }
@@ -128,7 +170,14 @@ kernel void attend(constant Attend& p [[buffer(0)]], constant Page* pages [[buff
             float fade = precise::exp(most[h] - top);
             float all = weight[h] * fade + precise::exp(sinks[head] - top);
             device float* at = out + (ulong(token) * p.heads + head) * DIM;
-            for (uint i = 0; i < VALUES; i++) at[lane + LANES * i] = sum[h][i] * fade / all;
+            for (uint i = 0; i < VALUES; i++) {
+                float v = sum[h][i] * fade / all;
+                if (IS_TURNING && i >= VALUES - TURNING) {
+                    float2 turn = turns[i - (VALUES - TURNING)];
+                    v = turned(v, -turn.x, turn.y, lane);
+                }
+                at[lane + LANES * i] = v;
+            }
         } else {
             // Maximum, weight, then the sums.
             ulong place = (ulong(group.z) * p.heads + head) * p.splits + group.x;
@@ -139,6 +188,11 @@ kernel void attend(constant Attend& p [[buffer(0)]], constant Page* pages [[buff
             }
             for (uint i = 0; i < VALUES; i++) at[2u + lane + LANES * i] = sum[h][i];
         }
+    }
+    // The host has seen to it that the slot is one that no token of the span attends to.
+    if (IS_TURNING && group.x == 0u && group.y == 0u) {
+        device float* slot = past + ulong(position % p.slots) * DIM;
+        for (uint i = index; i < DIM; i += ATTEND_THREADS) slot[i] = kv[ulong(token) * DIM + i];
     }
 }
 KERNEL(attend)
@@ -160,6 +214,13 @@ kernel void attend_join(constant Attend& p [[buffer(0)]], device const float* pa
         for (uint j = 0; j < 4; j++) sum[j] = fma(of[2u + index + 128u * j], fade, sum[j]);
     }
     device float* to = out + (ulong(p.row + group.y) * p.heads + head) * DIM;
-    for (uint j = 0; j < 4; j++) to[index + 128u * j] = sum[j] / all;
+    for (uint j = 0; j < 4; j++) {
+        float v = sum[j] / all;
+        if (IS_TURNING && j == 3u) {
+            float2 turn = turn_of(p, p.start + group.y, index + 128u * j);
+            v = turned(v, -turn.x, turn.y, lane);
+        }
+        to[index + 128u * j] = v;
+    }
 }
 KERNEL(attend_join)

@@ -2,11 +2,11 @@
 
 use candle_core::{bail, DType, Result, Tensor};
 
-use super::{Attend, Compressed, Selection};
+use super::{Attend, Attention, Compressed, Selection};
 use crate::device::metal::{library, parameters, Binding, Launch, Library, Output};
 use crate::device::{on_metal, Workspace};
 use crate::ragged::{Ragged, Span};
-use crate::RowFormat;
+use crate::{RopeTable, RowFormat};
 
 /// The head that the kernels are made for.
 const DIM: usize = 512;
@@ -20,6 +20,8 @@ const MANY_TOKENS: usize = 8;
 const BUSY: usize = 128;
 /// The least rows that are worth a threadgroup of their own.
 const LEAST_SHARE: usize = 32;
+/// Pairs of channels that the kernels turn.
+const MOST_PAIRS: usize = 32;
 
 parameters! {
     struct Params {
@@ -35,11 +37,27 @@ parameters! {
         row_bytes: u32,
         splits: u32,
         scale: f32,
+        pairs: u32,
+        norm_eps: f32,
+        frequencies: [f32; MOST_PAIRS],
     }
 }
 
 fn kernels() -> &'static Library {
     library!()
+}
+
+/// Whether the kernels turn queries and results of this batch themselves, and write the rings: nobody may
+/// attend to the slots that they overwrite.
+pub(super) fn turns_itself(of: &Attention<'_>, rope: &RopeTable) -> Result<bool> {
+    let (_, _, dim) = of.q.dims3()?;
+    let few = |(span, ring): (&Span, &&crate::Ring)| {
+        span.len < MANY_TOKENS && ring.slots() + 1 >= of.window + span.len
+    };
+    Ok(dim == DIM
+        && rope.frequencies().len() <= MOST_PAIRS
+        && of.windows.len() == of.batch.spans().len()
+        && of.batch.spans().iter().zip(of.windows).all(few))
 }
 
 /// Rows that the last token of a span attends to at most.
@@ -87,6 +105,13 @@ impl Attend<'_> {
         if dim != DIM {
             bail!("attention: Metal kernels have heads of {DIM} values, not {dim}");
         }
+        let (mut pairs, mut norm_eps, mut frequencies) = (0, 0.0, [0.0; MOST_PAIRS]);
+        if let Some(turn) = self.turn {
+            let table = turn.rope.frequencies();
+            (pairs, norm_eps) = (table.len(), turn.eps as f32);
+            frequencies[..pairs].copy_from_slice(table);
+        }
+        let turning = self.turn.is_some();
         for (index, (span, ring)) in self.batch.spans().iter().zip(self.windows).enumerate() {
             let rows = self.compressed.as_ref().map(|c| c.rows[index]);
             let (ratio, chosen) = match self.compressed.as_ref().map(|c| c.selection) {
@@ -116,6 +141,9 @@ impl Attend<'_> {
                 row_bytes: format.row_bytes() as u32,
                 splits: shares as u32,
                 scale: self.scale,
+                pairs: pairs as u32,
+                norm_eps,
+                frequencies,
             };
             let pages = match rows {
                 Some(rows) => rows.metal("attention")?,
@@ -126,12 +154,16 @@ impl Attend<'_> {
                 None => Binding::tensor("attention", self.sinks, DType::F32)?,
             };
             let groups = [shares, heads.div_ceil(HEADS), span.len];
-            Launch::new("attention", kernels(), "attend", &params)
-                .constants(&[packed])
+            let launch = Launch::new("attention", kernels(), "attend", &params)
+                .constants(&[packed, turning])
                 .table(&pages, crate::kv::RECENT_PAGES)
                 .read(self.q)?
-                .read(self.kv)?
-                .read(ring.data())?
+                .read(self.kv)?;
+            let launch = match turning {
+                true => launch.write_tensor(ring.data(), DType::F32)?,
+                false => launch.read(ring.data())?,
+            };
+            launch
                 .bind(ids)
                 .read(self.sinks)?
                 .write_tensor(&self.partial, DType::F32)?
@@ -139,6 +171,7 @@ impl Attend<'_> {
                 .run(&out.gpu, groups, THREADS)?;
             if shares > 1 {
                 Launch::new("attention", kernels(), "attend_join", &params)
+                    .constants(&[packed, turning])
                     .read(&self.partial)?
                     .read(self.sinks)?
                     .write(out)
