@@ -20,3 +20,9 @@ inline float threadgroup_max(float v, threadgroup float* partial, uint lane, uin
 
 // By comparison, which no compiler's mode makes away with.
 inline bool is_finite(float v) { return fabs(v) <= 3.402823466e38f; }
+
+// A key that orders as the float does, NaN with a sign as infinity beyond infinity.
+inline uint order_of(float v) {
+    uint bits = as_type<uint>(v);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}

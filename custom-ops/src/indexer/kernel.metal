@@ -17,6 +17,50 @@ struct Select {
     uint row_bytes;
 };
 
+#define MOST_PAIRS 32
+
+struct Queries {
+    uint pairs;  // of channels that turn, the last ones
+    float factor;
+    float frequencies[MOST_PAIRS];
+};
+
+// One SIMD-group a head: turned to its token's position, by Hadamard's matrix, and rounded through FP4, in
+// place. A lane has four neighbouring channels. Grid: heads, tokens.
+kernel void index_queries(constant Queries& p [[buffer(0)]], device const uint* positions [[buffer(1)]],
+                          device float* q [[buffer(2)]], THREAD_POSITION) {
+    device float* at = q + (ulong(group.y) * groups.x + group.x) * DIM + 4u * lane;
+    float v[4];
+    for (uint i = 0; i < 4; i++) v[i] = at[i];
+    uint plain = DIM - 2u * p.pairs;
+    for (uint i = 0; i < 4; i += 2u) {
+        uint channel = 4u * lane + i;
+        if (channel < plain) continue;
+        float angle = float(positions[group.y]) * p.frequencies[(channel - plain) / 2u];
+        float cosine = precise::cos(angle), sine = precise::sin(angle), a = v[i], b = v[i + 1u];
+        v[i] = a * cosine - b * sine;
+        v[i + 1u] = a * sine + b * cosine;
+    }
+    float w[4] = {v[0] + v[1], v[0] - v[1], v[2] + v[3], v[2] - v[3]};
+    v[0] = w[0] + w[2], v[1] = w[1] + w[3], v[2] = w[0] - w[2], v[3] = w[1] - w[3];
+    for (uint step = 1; step < LANES; step *= 2u) {
+        for (uint i = 0; i < 4; i++) {
+            float other = simd_shuffle_xor(v[i], ushort(step));
+            v[i] = (lane & step) == 0u ? v[i] + other : other - v[i];
+        }
+    }
+    float most = 0.0f;
+    for (uint i = 0; i < 4; i++) {
+        v[i] *= p.factor;
+        most = max(most, fabs(v[i]));
+    }
+    // Eight lanes have the channels of a scale.
+    for (uint step = 1; step < KEY_BLOCK / 4u; step *= 2u) most = max(most, simd_shuffle_xor(most, ushort(step)));
+    float scale = fp4_scale(most);
+    for (uint i = 0; i < 4; i++) at[i] = round_e2m1(v[i] / scale) * scale;
+}
+KERNEL(index_queries)
+
 // Pipelines for keys that are packed and for such in f32.
 FUNCTION_CONSTANT(bool, IS_PACKED, 0)
 
@@ -66,12 +110,6 @@ KERNEL(index_scores)
 
 #define SELECT_THREADS 512u
 #define SELECT_SIMDS (SELECT_THREADS / LANES)
-
-// A key that orders as the float does.
-inline uint order_of(float v) {
-    uint bits = as_type<uint>(v);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
 
 // The sum of `v` over the threads before this one; `total` is that over all. Barriers inside.
 inline uint threadgroup_prefix(uint v, threadgroup uint* partial, uint lane, uint simd, thread uint& total) {

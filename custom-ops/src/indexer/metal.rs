@@ -6,7 +6,7 @@ use super::Select;
 use crate::device::metal::{library, parameters, Launch, Library, Output};
 use crate::device::{on_metal, Workspace};
 use crate::ragged::Ragged;
-use crate::RowFormat;
+use crate::{RopeTable, Rounding, RowFormat};
 
 /// The head that the kernels are made for.
 const DIM: usize = 128;
@@ -16,6 +16,8 @@ const SCORE_THREADS: usize = 128;
 const SELECT_THREADS: usize = 512;
 /// Scores that are kept at a time: 64 MiB.
 const MOST_SCORES: usize = 1 << 24;
+/// Pairs of channels that the kernel for queries turns.
+const MOST_PAIRS: usize = 32;
 
 parameters! {
     struct Params {
@@ -27,6 +29,14 @@ parameters! {
         stride: u32,
         page_rows: u32,
         row_bytes: u32,
+    }
+}
+
+parameters! {
+    struct Queries {
+        pairs: u32,
+        factor: f32,
+        frequencies: [f32; MOST_PAIRS],
     }
 }
 
@@ -51,11 +61,35 @@ pub(super) fn room_for_scores(ratio: usize, batch: &Ragged, ws: &Workspace) -> R
     ws.f32(most)
 }
 
+/// Whether a kernel turns and rounds these queries.
+pub(super) fn turns_itself(q: &Tensor, rope: &RopeTable, rounding: Rounding) -> Result<bool> {
+    let fits = q.dim(2)? == DIM && rope.frequencies().len() <= MOST_PAIRS;
+    Ok(on_metal(q.device()) && fits && rounding == Rounding::HadamardFp4)
+}
+
 impl Select<'_> {
+    fn turn(&self, rope: &RopeTable, out: &Output) -> Result<()> {
+        let (tokens, heads, dim) = self.q.dims3()?;
+        let table = rope.frequencies();
+        let mut params = Queries {
+            pairs: table.len() as u32,
+            factor: (dim as f32).powf(-0.5),
+            frequencies: [0.0; MOST_PAIRS],
+        };
+        params.frequencies[..table.len()].copy_from_slice(table);
+        Launch::new("select_rows", kernels(), "index_queries", &params)
+            .read_u32(self.batch.positions())?
+            .write_tensor(self.q, DType::F32)?
+            .run(&out.gpu, [heads, tokens, 1], 32)
+    }
+
     pub(super) fn on_metal(&self, out: &Output) -> Result<()> {
         let (_, heads, dim) = self.q.dims3()?;
         if dim != DIM || heads % 8 != 0 {
             bail!("select_rows: Metal kernels have a multiple of 8 heads of {DIM}, not {heads} of {dim}");
+        }
+        if let Some(rope) = self.turn {
+            self.turn(rope, out)?;
         }
         for (span, keys) in self.batch.spans().iter().zip(self.keys) {
             let visible = span.end() / self.ratio;

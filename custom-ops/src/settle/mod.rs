@@ -2,12 +2,14 @@
 
 #[cfg(cuda_kernels)]
 mod cuda;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
 #[cfg(cuda_kernels)]
 use crate::device::cuda::{Gpu, Target};
-#[cfg(cuda_kernels)]
+#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
 use crate::device::timed;
 use crate::device::Workspace;
 use crate::kv::{append_rows, write_rings, Rows};
@@ -80,8 +82,8 @@ pub struct Settle<'a> {
 /// # Errors
 /// As those.
 pub fn settle(mut settle: Settle<'_>, batch: &Ragged, ws: &Workspace) -> Result<(Tensor, Tensor)> {
-    #[cfg(cuda_kernels)]
-    if Gpu::of(settle.kv.device())?.is_some() && cuda::settles_at_once(&settle, batch) {
+    #[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+    if settles_at_once(&settle, batch)? {
         return at_once(&mut settle, batch, ws);
     }
     let (norm, eps) = settle.latent_norm;
@@ -103,8 +105,22 @@ fn compress(of: &mut Compression<'_>, batch: &Ragged, ws: &Workspace) -> Result<
     append_rows(of.lists.iter_mut().map(|list| &mut **list).collect(), &rows, batch, ratio)
 }
 
-/// One token of each sequence, in one launch.
-#[cfg(cuda_kernels)]
+/// Whether a device has a kernel that does all of it.
+#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+fn settles_at_once(settle: &Settle<'_>, batch: &Ragged) -> Result<bool> {
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    if crate::device::on_metal(settle.kv.device()) {
+        return Ok(metal::settles_at_once(settle, batch));
+    }
+    #[cfg(cuda_kernels)]
+    if Gpu::of(settle.kv.device())?.is_some() {
+        return Ok(cuda::settles_at_once(settle, batch));
+    }
+    Ok(false)
+}
+
+/// One token of each sequence, in one launch (Metal: for each sequence).
+#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
 fn at_once(settle: &mut Settle<'_>, batch: &Ragged, ws: &Workspace) -> Result<(Tensor, Tensor)> {
     let tokens = batch.tokens();
     let ((_, latent_dim), (_, dim)) = (settle.latent.dims2()?, settle.kv.dims2()?);
@@ -130,7 +146,7 @@ fn at_once(settle: &mut Settle<'_>, batch: &Ragged, ws: &Workspace) -> Result<(T
 }
 
 /// What [`pool`] and [`append_rows`] check.
-#[cfg(cuda_kernels)]
+#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
 fn check(of: &Compression<'_>, tokens: usize) -> Result<()> {
     let (rows, width) = of.values.dims2()?;
     let Pooling { ratio, .. } = of.pooling;
@@ -155,7 +171,10 @@ fn check(of: &Compression<'_>, tokens: usize) -> Result<()> {
 }
 
 /// Writes the finished rows; the latent and the caches too.
-#[cfg_attr(not(cuda_kernels), allow(dead_code))]
+#[cfg_attr(
+    not(any(cuda_kernels, feature = "metal", feature = "metal-emulator")),
+    allow(dead_code, reason = "for kernels")
+)]
 struct AtOnce<'a, 'b> {
     settle: &'a Settle<'b>,
     batch: &'a Ragged,
@@ -167,7 +186,10 @@ impl InplaceOp1 for AtOnce<'_, '_> {
         "settle"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, _out: &mut CpuStorage, _layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, _out, _layout);
         #[cfg(feature = "cuda-emulator")]
         if crate::device::cuda::emulating() {
             return cuda::settle(self, Target::emulated(_out, _layout));

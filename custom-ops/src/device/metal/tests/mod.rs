@@ -7,6 +7,7 @@ mod matmul;
 mod rows;
 mod sampling;
 mod selection;
+mod settle;
 
 use candle_core::{DType, Device, Result, Tensor};
 use rand::rngs::StdRng;

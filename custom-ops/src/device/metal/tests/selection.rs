@@ -4,8 +4,10 @@ use candle_core::{Device, Result, Tensor};
 use rand::Rng;
 
 use super::{assert_close, floats, places, rng};
+use crate::device::metal::record;
 use crate::{
-    hadamard_fp4_round_trip, route, select_rows, Choice, Ragged, RowFormat, Rows, Workspace, NO_ROW,
+    hadamard_fp4_round_trip, route, select_rows, select_rows_raw, Choice, Ragged, RopeTable,
+    Rounding, RowFormat, Rows, Workspace, NO_ROW,
 };
 
 #[test]
@@ -146,6 +148,53 @@ fn ties_go_to_the_lower_row() -> Result<()> {
             let got = place.run(|ws| select_rows(&q, &weights, &[&rows], 4, 9, &batch, ws));
             assert_eq!(got.to_vec2::<u32>()?, [want.clone()], "{value}, {place}");
         }
+    }
+    Ok(())
+}
+
+/// The queries, which are written in place, are those of the CPU to the bit but for what lies between two
+/// codes; rows are chosen by them.
+#[test]
+fn raw_queries_are_turned_and_rounded_in_one_launch() -> Result<()> {
+    let mut rng = rng();
+    let (heads, dim, ratio, k) = (64, 128, 4, 512);
+    let rope = RopeTable::plain(10_000.0, 64);
+    let spans = [(2600, 1), (40, 3)];
+    let raw = floats((4, heads, dim), 1.0, &mut rng);
+    let weights = floats((4, heads), 1.0, &mut rng);
+    let keys: Vec<Tensor> =
+        spans.iter().map(|s| floats(((s.0 + s.1) / ratio, dim), 1.0, &mut rng)).collect();
+    keys.iter().try_for_each(hadamard_fp4_round_trip)?;
+    let choose = |device: &Device, go: &dyn Fn(&dyn Fn(&Workspace) -> Result<Tensor>) -> Tensor| {
+        let mut lists = Vec::new();
+        for keys in &keys {
+            let mut rows = Rows::with_format(ratio, RowFormat::Fp4 { width: dim }, device);
+            rows.append(&keys.to_device(device).unwrap(), 0, keys.dim(0).unwrap()).unwrap();
+            lists.push(rows);
+        }
+        let lists: Vec<_> = lists.iter().collect();
+        let batch = Ragged::new(&spans, device).unwrap();
+        let q = raw.copy().unwrap().to_device(device).unwrap();
+        let weights = weights.to_device(device).unwrap();
+        let rounding = Rounding::HadamardFp4;
+        let ids =
+            go(&|ws| select_rows_raw(&q, &rope, rounding, &weights, &lists, ratio, k, &batch, ws));
+        let q = q.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        (q, ids.to_vec2::<u32>().unwrap())
+    };
+    let cpu = Device::Cpu;
+    let want = choose(&cpu, &|f| f(&Workspace::new(&cpu)).unwrap());
+    for place in places() {
+        let (got, log) = record(|| choose(&place.device(), &|f| place.run(f)));
+        let others = got.0.iter().zip(&want.0).filter(|(a, b)| a != b).count();
+        assert!(others * 200 <= want.0.len(), "{place}: {others} of {} values", want.0.len());
+        for (token, (got, want)) in got.1.iter().zip(&want.1).enumerate() {
+            let others = got.iter().filter(|row| !want.contains(row)).count();
+            assert!(others <= 3, "{place}: token {token}, {others} other rows");
+        }
+        let launches = log.iter().filter(|launch| launch.kernel.starts_with("index_")).count();
+        // Queries; scores and rows of the first sequence; the rows of the second, which are all.
+        assert!(launches == 4, "{place}: {log:?}");
     }
     Ok(())
 }
