@@ -1,4 +1,4 @@
-//! The launches: one for each sequence, and one more that joins the shares of few tokens.
+//! The launches: one for each sequence, and one more that joins the shares of few tokens with many rows.
 
 use candle_core::{bail, DType, Result, Tensor};
 
@@ -13,6 +13,10 @@ const DIM: usize = 512;
 /// Heads and threads of a threadgroup.
 const HEADS: usize = 16;
 const THREADS: usize = 256;
+/// Heads of a threadgroup that has few tokens' rows whole, and rows up to which it has: more are worth
+/// a second launch.
+const WHOLE_HEADS: usize = 2;
+const WHOLE_ROWS: usize = 1024;
 const JOIN_THREADS: usize = 128;
 /// Tokens from which on every token's rows stay together.
 const MANY_TOKENS: usize = 8;
@@ -70,13 +74,13 @@ fn most_rows(window: usize, compressed: Option<&Compressed<'_>>, span: &Span) ->
     Ok(window.min(span.end()) + chosen)
 }
 
-/// Into how many shares a span's rows are split.
-fn splits(heads: usize, tokens: usize, rows: usize) -> usize {
-    if tokens >= MANY_TOKENS {
-        return 1;
+/// Into how many shares a span's rows are split; none if they stay together.
+fn splits(heads: usize, tokens: usize, rows: usize) -> Option<usize> {
+    if tokens >= MANY_TOKENS || rows <= WHOLE_ROWS {
+        return None;
     }
     let groups = heads.div_ceil(HEADS) * tokens.max(1);
-    BUSY.div_ceil(groups).min(rows / LEAST_SHARE).max(1)
+    Some(BUSY.div_ceil(groups).min(rows / LEAST_SHARE))
 }
 
 /// Room for the results of shares: maximum, weight and sums of each head.
@@ -90,8 +94,7 @@ pub(super) fn partial_results(
     let mut most = 1;
     if on_metal(ws.device()) {
         for span in batch.spans() {
-            let splits = splits(heads, span.len, most_rows(window, compressed, span)?);
-            if splits > 1 {
+            if let Some(splits) = splits(heads, span.len, most_rows(window, compressed, span)?) {
                 most = most.max(span.len * heads * splits * (DIM + 2));
             }
         }
@@ -139,7 +142,7 @@ impl Attend<'_> {
                 rows: rows.map_or(0, |rows| rows.len()) as u32,
                 page_rows: rows.map_or(1, |rows| rows.page_rows()) as u32,
                 row_bytes: format.row_bytes() as u32,
-                splits: shares as u32,
+                splits: shares.unwrap_or(1) as u32,
                 scale: self.scale,
                 pairs: pairs as u32,
                 norm_eps,
@@ -153,8 +156,14 @@ impl Attend<'_> {
                 Some(ids) => Binding::tensor("attention", ids, DType::U32)?.skip(span.row * k * 4),
                 None => Binding::tensor("attention", self.sinks, DType::F32)?,
             };
-            let groups = [shares, heads.div_ceil(HEADS), span.len];
-            let launch = Launch::new("attention", kernels(), "attend", &params)
+            let (kernel, groups) = match shares {
+                Some(shares) => ("attend", [shares, heads.div_ceil(HEADS), span.len]),
+                None if span.len >= MANY_TOKENS => {
+                    ("attend_many", [heads.div_ceil(HEADS), span.len, 1])
+                }
+                None => ("attend_whole", [heads.div_ceil(WHOLE_HEADS), span.len, 1]),
+            };
+            let launch = Launch::new("attention", kernels(), kernel, &params)
                 .constants(&[packed, turning])
                 .table(&pages, crate::kv::RECENT_PAGES)
                 .read(self.q)?
@@ -163,20 +172,18 @@ impl Attend<'_> {
                 true => launch.write_tensor(ring.data(), DType::F32)?,
                 false => launch.read(ring.data())?,
             };
-            launch
-                .bind(ids)
-                .read(self.sinks)?
-                .write_tensor(&self.partial, DType::F32)?
-                .write(out)
-                .run(&out.gpu, groups, THREADS)?;
-            if shares > 1 {
-                Launch::new("attention", kernels(), "attend_join", &params)
-                    .constants(&[packed, turning])
-                    .read(&self.partial)?
-                    .read(self.sinks)?
-                    .write(out)
-                    .run(&out.gpu, [heads, span.len, 1], JOIN_THREADS)?;
+            let launch = launch.bind(ids);
+            if shares.is_none() {
+                launch.read(self.sinks)?.write(out).run(&out.gpu, groups, THREADS)?;
+                continue;
             }
+            launch.write_tensor(&self.partial, DType::F32)?.run(&out.gpu, groups, THREADS)?;
+            Launch::new("attention", kernels(), "attend_join", &params)
+                .constants(&[packed, turning])
+                .read(&self.partial)?
+                .read(self.sinks)?
+                .write(out)
+                .run(&out.gpu, [heads, span.len, 1], JOIN_THREADS)?;
         }
         Ok(())
     }

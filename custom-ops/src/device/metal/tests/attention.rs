@@ -155,6 +155,7 @@ fn over_the_window_alone() -> Result<()> {
 #[test]
 fn over_all_visible_rows() -> Result<()> {
     check(Kind::Visible(128), PACKED, 16, &[(1500, 1), (255, 2)])?;
+    check(Kind::Visible(4), PACKED, 17, &[(4400, 1), (2, 11)])?;
     check(Kind::Visible(4), PLAIN, 3, &[(700, 9)])
 }
 
@@ -166,10 +167,11 @@ fn over_chosen_rows() -> Result<()> {
 
 #[test]
 fn few_tokens_turn_and_write_the_ring_on_the_way() -> Result<()> {
-    // Alone in the window; split and joined; a few tokens of two sequences.
+    // Few rows; the whole window; more rows than a threadgroup takes; few tokens of two sequences.
     check_turned(Kind::Window, PLAIN, 3, &[(20, 1)], 1)?;
-    check_turned(Kind::Window, PLAIN, 20, &[(400_300, 1)], 2)?;
-    check_turned(Kind::Chosen(40), PACKED, 16, &[(900, 3), (0, 1)], 3)?;
+    check_turned(Kind::Window, PLAIN, 20, &[(400_300, 1)], 1)?;
+    check_turned(Kind::Visible(4), PACKED, 3, &[(4500, 2)], 2)?;
+    check_turned(Kind::Chosen(40), PACKED, 16, &[(900, 3), (0, 1)], 2)?;
     // The ring has no place for so many.
     check_turned(Kind::Window, PLAIN, 2, &[(131, 9)], 4)
 }
