@@ -107,7 +107,7 @@ struct MatVecs {
     uint formats[PRODUCTS];
 };
 
-// As `format` of metal.rs says.
+// As `dense_code` of metal.rs says.
 template <uint T>
 void rows_of_any(uint format, device const uchar* w, uint row_bytes, uint first, uint rows, uint cols,
                  device const float* x, device float* out, uint tokens, uint lane) {

@@ -43,8 +43,8 @@ fn kernels() -> &'static Library {
     library!()
 }
 
-/// What the kernel for several weights calls a format; none where it has no branch.
-fn format(of: Format) -> Option<u32> {
+/// What kernels that choose among formats call one; none where they have no branch.
+pub(crate) fn dense_code(of: Format) -> Option<u32> {
     match of {
         Format::F32 => Some(0),
         Format::F16 => Some(1),
@@ -58,7 +58,7 @@ fn format(of: Format) -> Option<u32> {
 pub(crate) fn one_launch(weights: &[&Matrix], tokens: usize) -> bool {
     (2..=PRODUCTS).contains(&weights.len())
         && (1..=MOST_VEC_TOKENS).contains(&tokens)
-        && weights.iter().all(|w| format(w.format()).is_some() && w.rows() > 0)
+        && weights.iter().all(|w| dense_code(w.format()).is_some() && w.rows() > 0)
 }
 
 impl MatMuls<'_> {
@@ -76,7 +76,7 @@ impl MatMuls<'_> {
         let mut blocks = 0;
         for (at, w) in self.weights.iter().enumerate() {
             w.check_metal_columns("matmul")?;
-            let Some(format) = format(w.format()) else {
+            let Some(format) = dense_code(w.format()) else {
                 bail!("matmuls: no Metal kernel for {} among others", w.format());
             };
             blocks += w.rows().div_ceil(VEC_ROWS);

@@ -20,7 +20,8 @@ use crate::Matrix;
 
 #[cfg(any(feature = "metal", feature = "metal-emulator"))]
 pub(crate) use metal::{
-    one_launch as metal_one_launch, TILE as METAL_TILE, TILE_THREADS as METAL_TILE_THREADS,
+    dense_code as metal_dense_code, one_launch as metal_one_launch, TILE as METAL_TILE,
+    TILE_THREADS as METAL_TILE_THREADS,
 };
 pub(crate) use panels::Panels;
 pub(crate) use strips::{for_each_strip, work};

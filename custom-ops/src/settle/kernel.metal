@@ -1,5 +1,6 @@
 // What one new token of a sequence leaves before attention looks at it, in one launch: the norm of the
-// queries' latent, its own row, and rows of the windows that it ends.
+// queries' latent, its own row, and rows of the windows that it ends. Or, in place of the norm, the products
+// of weights with the normed latent: nobody else wants it, and they take so long that the rest hides.
 
 #define SETTLE_THREADS 256u
 #define SETTLE_SIMDS (SETTLE_THREADS / LANES)
@@ -40,7 +41,16 @@ struct Compression {
     Finish finish;
 };
 
+#define SETTLE_PRODUCTS 2
+// Rows of a SIMD-group.
+#define PRODUCT_ROWS 2u
+
 struct Settle {
+    uint blocks[SETTLE_PRODUCTS];     // of rows, of all products up to and with this one
+    uint rows[SETTLE_PRODUCTS];
+    uint row_bytes[SETTLE_PRODUCTS];
+    uint formats[SETTLE_PRODUCTS];
+    uint compressions;
     uint row;       // of the token in the batch
     uint position;
     uint latent_dim;
@@ -147,7 +157,40 @@ inline void compress(constant Settle& p, constant Compression& c, device const f
     }
 }
 
-// Grid: latent, row, compressions.
+// Rows of a weight from `first` on, by a SIMD-group, with the latent as its norm would have it.
+template <typename F>
+void normed_product(device const uchar* w, uint row_bytes, uint first, uint row_count, device const float* x,
+                    device const float* norm, uint cols, float eps, device float* out, uint lane) {
+    if (first >= row_count) return;
+    // Of these formats none looks anything up.
+    threadgroup const uint* grid = nullptr;
+    device const uchar* rows[PRODUCT_ROWS];
+    float sum[PRODUCT_ROWS], square = 0.0f;
+    for (uint r = 0; r < PRODUCT_ROWS; r++) {
+        // Past the last row the last one is computed again, and not written.
+        rows[r] = w + ulong(min(first + r, row_count - 1u)) * row_bytes;
+        sum[r] = 0.0f;
+    }
+    for (uint unit = lane; unit < F::units(cols); unit += LANES) {
+        float y[8 * uint(F::RUNS)], sums[uint(F::RUNS)];
+        load_unit<F>(x, unit, y, sums);
+        for (uint i = 0; i < 8; i++) {
+            square = fma(y[i], y[i], square);
+            y[i] *= norm[F::column(unit, 0u) + i];
+        }
+        for (uint r = 0; r < PRODUCT_ROWS; r++) sum[r] += F::dot(rows[r], unit, grid, y, sums);
+    }
+    float scale = 1.0f / precise::sqrt(simd_sum(square) / float(cols) + eps);
+    for (uint r = 0; r < PRODUCT_ROWS; r++) {
+        float total = simd_sum(sum[r]) * scale;
+        if (lane == 0u && first + r < row_count) out[first + r] = total;
+    }
+}
+
+// Pipelines that multiply by the normed latent, for one token alone, and such that write it.
+FUNCTION_CONSTANT(bool, IS_PRODUCT, 0)
+
+// Grid: row, compressions, then the latent, or blocks of rows of the products.
 kernel void settle(constant Settle& p [[buffer(0)]], device const float* latent [[buffer(1)]],
                    device const float* latent_norm [[buffer(2)]], device float* latent_out [[buffer(3)]],
                    device const float* kv [[buffer(4)]], device const float* kv_norm [[buffer(5)]],
@@ -158,31 +201,52 @@ kernel void settle(constant Settle& p [[buffer(0)]], device const float* latent 
                    device const float* gates1 [[buffer(14)]], device const float* bias1 [[buffer(15)]],
                    device const float* norm1 [[buffer(16)]], device float* past_values1 [[buffer(17)]],
                    device float* past_gates1 [[buffer(18)]], device uchar* page1 [[buffer(19)]],
-                   device float* kv_out [[buffer(20)]], THREAD_POSITION) {
+                   device const uchar* w0 [[buffer(20)]], device const uchar* w1 [[buffer(21)]],
+                   device float* product0 [[buffer(22)]], device float* product1 [[buffer(23)]],
+                   device float* kv_out [[buffer(24)]], THREAD_POSITION) {
     THREADGROUP(float, row, [SETTLE_DIM]);
     THREADGROUP(float, partial, [LANES]);
     if (group.x == 0u) {
-        device const float* x = latent + ulong(p.row) * p.latent_dim;
-        device float* to = latent_out + ulong(p.row) * p.latent_dim;
-        float sum = 0.0f;
-        for (uint i = index; i < p.latent_dim; i += SETTLE_THREADS) sum = fma(x[i], x[i], sum);
-        sum = threadgroup_sum(sum, partial, lane, simd, SETTLE_SIMDS);
-        float scale = 1.0f / precise::sqrt(sum / float(p.latent_dim) + p.latent_eps);
-        for (uint i = index; i < p.latent_dim; i += SETTLE_THREADS) {
-            float v = x[i] * scale;
-            to[i] = v * latent_norm[i];
-        }
-    } else if (group.x == 1u) {
         ulong first = ulong(p.row) * p.finish.dim;
         for (uint i = index; i < p.finish.dim; i += SETTLE_THREADS) row[i] = kv[first + i];
         finish_row(p.finish, kv_norm, p.position, row, partial, index, lane, simd);
         for (uint i = index; i < p.finish.dim; i += SETTLE_THREADS) kv_out[first + i] = row[i];
-    } else if (group.x == 2u) {
-        compress(p, p.of[0], values0, gates0, bias0, past_values0, past_gates0, norm0, page0, row, partial,
-                 index, lane, simd);
-    } else {
-        compress(p, p.of[1], values1, gates1, bias1, past_values1, past_gates1, norm1, page1, row, partial,
-                 index, lane, simd);
+        return;
+    }
+    if (group.x <= p.compressions) {
+        if (group.x == 1u) {
+            compress(p, p.of[0], values0, gates0, bias0, past_values0, past_gates0, norm0, page0, row,
+                     partial, index, lane, simd);
+        } else {
+            compress(p, p.of[1], values1, gates1, bias1, past_values1, past_gates1, norm1, page1, row,
+                     partial, index, lane, simd);
+        }
+        return;
+    }
+    device const float* x = latent + ulong(p.row) * p.latent_dim;
+    if (IS_PRODUCT) {
+        uint block = group.x - p.compressions - 1u, at = block < p.blocks[0] ? 0u : 1u;
+        block -= at == 0u ? 0u : p.blocks[0];
+        uint first = (block * SETTLE_SIMDS + simd) * PRODUCT_ROWS;
+        device const uchar* w = at == 0u ? w0 : w1;
+        device float* to = at == 0u ? product0 : product1;
+        // As `dense_code` of src/matmul/metal.rs says.
+        switch (p.formats[at]) {
+            case 0: normed_product<F32>(w, p.row_bytes[at], first, p.rows[at], x, latent_norm, p.latent_dim, p.latent_eps, to, lane); break;
+            case 1: normed_product<F16>(w, p.row_bytes[at], first, p.rows[at], x, latent_norm, p.latent_dim, p.latent_eps, to, lane); break;
+            case 2: normed_product<BF16>(w, p.row_bytes[at], first, p.rows[at], x, latent_norm, p.latent_dim, p.latent_eps, to, lane); break;
+            default: normed_product<Q8_0>(w, p.row_bytes[at], first, p.rows[at], x, latent_norm, p.latent_dim, p.latent_eps, to, lane);
+        }
+        return;
+    }
+    device float* to = latent_out + ulong(p.row) * p.latent_dim;
+    float sum = 0.0f;
+    for (uint i = index; i < p.latent_dim; i += SETTLE_THREADS) sum = fma(x[i], x[i], sum);
+    sum = threadgroup_sum(sum, partial, lane, simd, SETTLE_SIMDS);
+    float scale = 1.0f / precise::sqrt(sum / float(p.latent_dim) + p.latent_eps);
+    for (uint i = index; i < p.latent_dim; i += SETTLE_THREADS) {
+        float v = x[i] * scale;
+        to[i] = v * latent_norm[i];
     }
 }
 KERNEL(settle)

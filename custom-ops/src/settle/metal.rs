@@ -1,12 +1,13 @@
-//! One token of each sequence: a launch for each; kernel.metal.
+//! One token of each sequence: a launch for each; of one alone with the products of its latent.
 
 use candle_core::{bail, DType, Result};
 
 use super::{AtOnce, Compression, Finish, Settle};
 use crate::device::metal::{library, parameters, Launch, Output};
 use crate::kv::RowFormat;
+use crate::matmul::metal_dense_code as dense_code;
 use crate::rounding::{block_of, Rounding, FP4_BLOCK, FP8_BLOCK};
-use crate::Ragged;
+use crate::{Matrix, Ragged};
 
 const THREADS: usize = 256;
 /// Values of a row that fit into threadgroup memory.
@@ -14,6 +15,9 @@ const MOST_DIM: usize = 1024;
 /// As in kernel.metal.
 const FREQUENCIES: usize = 32;
 const COMPRESSIONS: usize = 2;
+const PRODUCTS: usize = 2;
+/// Rows of a threadgroup.
+const PRODUCT_ROWS: usize = 16;
 
 parameters! {
     struct FinishParam {
@@ -45,6 +49,11 @@ parameters! {
 
 parameters! {
     struct Params {
+        blocks: [u32; PRODUCTS],
+        rows: [u32; PRODUCTS],
+        row_bytes: [u32; PRODUCTS],
+        formats: [u32; PRODUCTS],
+        compressions: u32,
         row: u32,
         position: u32,
         latent_dim: u32,
@@ -82,6 +91,18 @@ pub(super) fn settles_at_once(settle: &Settle, batch: &Ragged) -> bool {
         && settle.compressions.len() <= COMPRESSIONS
         && settle.compressions.iter().all(kept)
         && finishes.into_iter().all(fits)
+}
+
+/// Whether the same launch multiplies by the normed latent.
+pub(super) fn projects_at_once(settle: &Settle, weights: &[&Matrix], batch: &Ragged) -> bool {
+    let fits = |w: &&Matrix| {
+        let cols = settle.latent.dims().last().copied();
+        dense_code(w.format()).is_some() && w.stack() == 1 && w.rows() > 0 && Some(w.cols()) == cols
+    };
+    batch.tokens() == 1
+        && (1..=PRODUCTS).contains(&weights.len())
+        && weights.iter().all(fits)
+        && settles_at_once(settle, batch)
 }
 
 fn finish_param(finish: Finish) -> FinishParam {
@@ -149,6 +170,11 @@ impl AtOnce<'_, '_> {
         };
         for (sequence, span) in self.batch.spans().iter().enumerate() {
             let mut params = Params {
+                blocks: [0; PRODUCTS],
+                rows: [0; PRODUCTS],
+                row_bytes: [0; PRODUCTS],
+                formats: [0; PRODUCTS],
+                compressions: settle.compressions.len() as u32,
                 row: span.row as u32,
                 position: span.start as u32,
                 latent_dim: settle.latent.dim(1)? as u32,
@@ -159,10 +185,23 @@ impl AtOnce<'_, '_> {
             for (param, of) in params.of.iter_mut().zip(&settle.compressions) {
                 *param = compression_param(of, sequence)?;
             }
+            let mut blocks = 0;
+            for (at, w) in self.weights.iter().enumerate() {
+                w.check_metal_columns("settle")?;
+                let Some(format) = dense_code(w.format()) else {
+                    bail!("settle: no Metal kernel multiplies by {}", w.format());
+                };
+                blocks += w.rows().div_ceil(PRODUCT_ROWS);
+                params.blocks[at] = blocks as u32;
+                params.rows[at] = w.rows() as u32;
+                params.row_bytes[at] = w.row_bytes() as u32;
+                params.formats[at] = format;
+            }
             let mut launch = Launch::new("settle", library!(), "settle", &params)
+                .constants(&[blocks > 0])
                 .read(settle.latent)?
                 .read(settle.latent_norm.0)?
-                .write_tensor(self.latent, DType::F32)?
+                .write_tensor(&self.outs[0], DType::F32)?
                 .read(settle.kv)?
                 .read(settle.finish.norm)?;
             for at in 0..COMPRESSIONS {
@@ -190,7 +229,20 @@ impl AtOnce<'_, '_> {
                     None => launch.write(out),
                 };
             }
-            launch.write(out).run(&out.gpu, [2 + settle.compressions.len(), 1, 1], THREADS)?;
+            for at in 0..PRODUCTS {
+                launch = match self.weights.get(at) {
+                    Some(w) => launch.weights(w.metal("settle")?, w.byte_len()),
+                    None => launch.read(settle.kv)?,
+                };
+            }
+            for at in 0..PRODUCTS {
+                launch = match self.outs.get(at) {
+                    Some(out) => launch.write_tensor(out, DType::F32)?,
+                    None => launch.write(out),
+                };
+            }
+            let groups = 1 + settle.compressions.len() + blocks.max(1);
+            launch.write(out).run(&out.gpu, [groups, 1, 1], THREADS)?;
         }
         Ok(())
     }

@@ -13,7 +13,9 @@ use crate::device::cuda::{Gpu, Target};
 use crate::device::timed;
 use crate::device::Workspace;
 use crate::kv::{append_rows, write_rings, Rows};
-use crate::{pool, rms_norm, rope, PoolState, Pooling, Ragged, RopeTable, Rounding, Turn};
+use crate::{
+    matmuls, pool, rms_norm, rope, Matrix, PoolState, Pooling, Ragged, RopeTable, Rounding, Turn,
+};
 
 /// What becomes of a row on its way into a cache: norm, turn to its position, rounding.
 #[derive(Clone, Copy, Debug)]
@@ -84,7 +86,8 @@ pub struct Settle<'a> {
 pub fn settle(mut settle: Settle<'_>, batch: &Ragged, ws: &Workspace) -> Result<(Tensor, Tensor)> {
     #[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
     if settles_at_once(&settle, batch)? {
-        return at_once(&mut settle, batch, ws);
+        let (mut latent, kv) = at_once(&mut settle, &[], batch, ws)?;
+        return Ok((latent.swap_remove(0), kv));
     }
     let (norm, eps) = settle.latent_norm;
     let latent = rms_norm(settle.latent, Some(norm), eps, ws)?;
@@ -93,6 +96,25 @@ pub fn settle(mut settle: Settle<'_>, batch: &Ragged, ws: &Workspace) -> Result<
         compress(compression, batch, ws)?;
     }
     Ok((latent, kv))
+}
+
+/// [`settle`], with the products of `weights` and the normed latent in place of that.
+///
+/// # Errors
+/// As [`settle`] and [`matmuls`].
+#[allow(unused_mut, reason = "an Apple GPU is handed the lists to append to")]
+pub fn settle_and_project(
+    mut of: Settle<'_>,
+    weights: &[&Matrix],
+    batch: &Ragged,
+    ws: &Workspace,
+) -> Result<(Vec<Tensor>, Tensor)> {
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    if crate::device::on_metal(of.kv.device()) && metal::projects_at_once(&of, weights, batch) {
+        return at_once(&mut of, weights, batch, ws);
+    }
+    let (latent, kv) = settle(of, batch, ws)?;
+    Ok((matmuls(&latent, weights, ws)?, kv))
 }
 
 fn compress(of: &mut Compression<'_>, batch: &Ragged, ws: &Workspace) -> Result<()> {
@@ -119,9 +141,15 @@ fn settles_at_once(settle: &Settle<'_>, batch: &Ragged) -> Result<bool> {
     Ok(false)
 }
 
-/// One token of each sequence, in one launch (Metal: for each sequence).
+/// One token of each sequence, in one launch (Metal: for each sequence): the latent, or its products with
+/// weights.
 #[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
-fn at_once(settle: &mut Settle<'_>, batch: &Ragged, ws: &Workspace) -> Result<(Tensor, Tensor)> {
+fn at_once(
+    settle: &mut Settle<'_>,
+    weights: &[&Matrix],
+    batch: &Ragged,
+    ws: &Workspace,
+) -> Result<(Vec<Tensor>, Tensor)> {
     let tokens = batch.tokens();
     let ((_, latent_dim), (_, dim)) = (settle.latent.dims2()?, settle.kv.dims2()?);
     if settle.latent.dim(0)? != tokens || settle.kv.dim(0)? != tokens {
@@ -133,16 +161,27 @@ fn at_once(settle: &mut Settle<'_>, batch: &Ragged, ws: &Workspace) -> Result<(T
             list.reserve(span.windows(of.pooling.ratio).len())?;
         }
     }
-    let latent = ws.f32((tokens, latent_dim))?;
+    let outs = match weights {
+        [] => vec![ws.f32((tokens, latent_dim))?],
+        _ => weights.iter().map(|w| ws.f32((tokens, w.rows()))).collect::<Result<_>>()?,
+    };
     let kv = ws.f32((tokens, dim))?;
-    let op = AtOnce { settle, batch, latent: &latent };
-    timed(&kv, || Ok(("settle".to_owned(), 0)), || kv.inplace_op1(&op))?;
+    let op = AtOnce {
+        settle,
+        batch,
+        #[cfg(cuda_kernels)]
+        latent: &outs[0],
+        weights,
+        outs: &outs,
+    };
+    let bytes = weights.iter().map(|w| w.byte_len()).sum();
+    timed(&kv, || Ok(("settle".to_owned(), bytes)), || kv.inplace_op1(&op))?;
     for of in &mut settle.compressions {
         for (list, span) in of.lists.iter_mut().zip(batch.spans()) {
             list.advance(span.windows(of.pooling.ratio).len())?;
         }
     }
-    Ok((latent, kv))
+    Ok((outs, kv))
 }
 
 /// What [`pool`] and [`append_rows`] check.
@@ -178,7 +217,13 @@ fn check(of: &Compression<'_>, tokens: usize) -> Result<()> {
 struct AtOnce<'a, 'b> {
     settle: &'a Settle<'b>,
     batch: &'a Ragged,
+    /// The first of the outputs: the latent, unless there are weights.
+    #[cfg(cuda_kernels)]
     latent: &'a Tensor,
+    /// Those that the normed latent is multiplied by.
+    weights: &'a [&'a Matrix],
+    /// Their products, or, without weights, the latent.
+    outs: &'a [Tensor],
 }
 
 impl InplaceOp1 for AtOnce<'_, '_> {

@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 use rand::Rng;
 
-use super::{assert_close, floats, places, rng};
+use super::{assert_close, floats, places, rng, Go};
 use crate::device::metal::record;
 use crate::{
     kv_round_trip, sink_attention, turned_attention, Attention, Compressed, Ragged, Ring,
@@ -81,9 +81,7 @@ fn check_with(
     }
     let ids = Tensor::from_vec(ids, (tokens, k), &cpu)?;
 
-    let attend = |device: &Device,
-                  run: &dyn Fn(&dyn Fn(&Workspace) -> Result<Tensor>) -> Tensor|
-     -> (Tensor, Vec<Tensor>) {
+    let attend = |device: &Device, run: Go<'_, Tensor>| -> (Tensor, Vec<Tensor>) {
         let on = |t: &Tensor| t.to_device(device).unwrap();
         let rings: Vec<Ring> = spans
             .iter()

@@ -16,6 +16,9 @@ use rand::{Rng, SeedableRng};
 use crate::blocks::random;
 use crate::{Format, Matrix, Workspace};
 
+/// Who runs an op, here or there.
+type Go<'a, T> = &'a dyn Fn(&dyn Fn(&Workspace) -> Result<T>) -> T;
+
 /// Where kernels run.
 enum Place {
     #[cfg(feature = "metal-emulator")]

@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 use rand::Rng;
 
-use super::{assert_close, floats, places, rng};
+use super::{assert_close, floats, places, rng, Go};
 use crate::device::metal::record;
 use crate::{
     hadamard_fp4_round_trip, route, select_rows, select_rows_raw, Choice, Ragged, RopeTable,
@@ -179,7 +179,7 @@ fn check_raw(spans: [(usize, usize); 2], kernels: &[&str]) -> Result<()> {
     let keys: Vec<Tensor> =
         spans.iter().map(|s| floats(((s.0 + s.1) / ratio, dim), 1.0, &mut rng)).collect();
     keys.iter().try_for_each(hadamard_fp4_round_trip)?;
-    let choose = |device: &Device, go: &dyn Fn(&dyn Fn(&Workspace) -> Result<Tensor>) -> Tensor| {
+    let choose = |device: &Device, go: Go<'_, Tensor>| {
         let mut lists = Vec::new();
         for keys in &keys {
             let mut rows = Rows::with_format(ratio, RowFormat::Fp4 { width: dim }, device);
