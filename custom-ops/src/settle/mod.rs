@@ -171,7 +171,9 @@ fn at_once(
         batch,
         #[cfg(cuda_kernels)]
         latent: &outs[0],
+        #[cfg(any(feature = "metal", feature = "metal-emulator"))]
         weights,
+        #[cfg(any(feature = "metal", feature = "metal-emulator"))]
         outs: &outs,
     };
     let bytes = weights.iter().map(|w| w.byte_len()).sum();
@@ -221,8 +223,10 @@ struct AtOnce<'a, 'b> {
     #[cfg(cuda_kernels)]
     latent: &'a Tensor,
     /// Those that the normed latent is multiplied by.
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
     weights: &'a [&'a Matrix],
     /// Their products, or, without weights, the latent.
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
     outs: &'a [Tensor],
 }
 
