@@ -46,5 +46,5 @@ pub use rms_norm::rms_norm;
 pub use rope::{rope, RopeTable, Turn, Yarn};
 pub use rounding::{hadamard_fp4_round_trip, kv_round_trip, Rounding};
 pub use router::{route, Choice};
-pub use settle::{settle, Compression, Finish, Settle};
+pub use settle::{settle, settle_and_project, Compression, Finish, Settle};
 pub use shortlist::{shortlists, Reach, Shortlist};

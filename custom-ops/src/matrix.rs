@@ -235,7 +235,7 @@ impl Matrix {
             #[cfg(feature = "metal-emulator")]
             Data::Host(bytes) if crate::device::metal::emulating() => {
                 let address = bytes.as_ptr() as usize;
-                if address % METAL_ALIGN != 0 {
+                if !address.is_multiple_of(METAL_ALIGN) {
                     bail!("{op}: a weight at {address:#x}, kernels read at multiples of {METAL_ALIGN}");
                 }
                 Ok(crate::device::metal::Binding::bytes(bytes))

@@ -101,11 +101,10 @@ impl Attention {
         let Step { batch, ws, .. } = step;
         let choosing = self.indexer.as_ref().filter(|i| i.head_weights(batch).is_some());
         let projected = self.project(xs, batch, ws)?;
-        let (latent, kv) = self.settle(&projected, step, caches)?;
 
         let mut of_latent = vec![&self.q_b];
         of_latent.extend(choosing.map(Indexer::q_b));
-        let mut queries = Linear::forward_all(&of_latent, &latent, ws)?;
+        let (mut queries, kv) = self.settle(&projected, &of_latent, step, caches)?;
         let chosen = match (choosing, &projected.head_weights) {
             (Some(indexer), Some(weights)) => {
                 let keys = lists_of(caches, |cache| cache.keys.as_ref())?;
@@ -164,13 +163,15 @@ impl Attention {
         })
     }
 
-    /// The queries' latent and the tokens' own rows; the caches get what is compressed.
+    /// What `of_latent` makes of the queries' latent, and the tokens' own rows; the caches get what is
+    /// compressed.
     fn settle(
         &self,
         projected: &Projected,
+        of_latent: &[&Linear],
         step: Step<'_>,
         caches: &mut [&mut LayerCache],
-    ) -> Result<(Tensor, Tensor)> {
+    ) -> Result<(Vec<Tensor>, Tensor)> {
         let keys = self.indexer.as_ref().map(Indexer::keys);
         let compressors = [self.compressor.as_ref(), keys].into_iter().flatten();
         let mut rows = Vec::new();
@@ -196,7 +197,8 @@ impl Attention {
             finish: Finish { norm, eps, rope: &self.rope, rounding: self.rounding },
             compressions,
         };
-        ops::settle(settle, step.batch, step.ws)
+        let weights: Vec<_> = of_latent.iter().map(|layer| layer.weight()).collect();
+        ops::settle_and_project(settle, &weights, step.batch, step.ws)
     }
 }
 

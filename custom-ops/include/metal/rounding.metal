@@ -45,3 +45,19 @@ inline float fp8_scale(float most) { return power_of_two_at_least(max(most, 1e-4
 inline float fp4_scale(float most) {
     return power_of_two_at_least(max(most, 6.0f * 1.17549435e-38f) / 6.0f);
 }
+
+// A SIMD-group rounds a block of up to 64 values through FP8, in any address space.
+template <typename P>
+void round_fp8_block(P at, uint block, uint lane) {
+    bool has_a = lane < block, has_b = lane + 32u < block;
+    float a = has_a ? at[lane] : 0.0f, b = has_b ? at[lane + 32u] : 0.0f;
+    float scale = fp8_scale(simd_max(max(fabs(a), fabs(b))));
+    if (has_a) at[lane] = round_e4m3(clamp(a / scale, -448.0f, 448.0f)) * scale;
+    if (has_b) at[lane + 32u] = round_e4m3(clamp(b / scale, -448.0f, 448.0f)) * scale;
+}
+
+// A lane's value of a block of up to 32 through FP4; zero where the block has ended.
+inline float round_fp4(float v) {
+    float scale = fp4_scale(simd_max(fabs(v)));
+    return round_e2m1(v / scale) * scale;
+}

@@ -47,3 +47,43 @@ inline float packed_key_value(device const uchar* key, uint c) {
     uint code = uint(key[c / 2u]) >> (4u * (c % 2u)) & 15u;
     return e2m1_value(code) * scale_value(key[KEY_SCALES_AT + c / KEY_BLOCK]);
 }
+
+// Writes a rounded row's byte form, scales canonical: by `simds` SIMD-groups of which this is one. `row`
+// is in any address space.
+template <typename P>
+void pack_fp8_row(P row, device uchar* to, uint width, uint nope, uint block, uint scales_at, uint row_bytes,
+                  uint lane, uint simd, uint simds) {
+    uint blocks = nope / block;
+    for (uint b = simd; b < blocks; b += simds) {
+        bool has_a = lane < block, has_b = lane + 32u < block;
+        float a = has_a ? row[b * block + lane] : 0.0f;
+        float c = has_b ? row[b * block + lane + 32u] : 0.0f;
+        float scale = fp8_scale(simd_max(max(fabs(a), fabs(c))));
+        if (has_a) to[b * block + lane] = uchar(e4m3_code(a / scale));
+        if (has_b) to[b * block + lane + 32u] = uchar(e4m3_code(c / scale));
+        if (lane == 0u) to[scales_at + b] = uchar(as_type<uint>(scale) >> 23);
+    }
+    uint index = simd * LANES + lane, threads = simds * LANES;
+    for (uint i = index; i < width - nope; i += threads) {
+        uint bits = as_type<uint>(row[nope + i]);
+        to[nope + 2u * i] = uchar(bits >> 16 & 255u);
+        to[nope + 2u * i + 1u] = uchar(bits >> 24);
+    }
+    for (uint i = scales_at + blocks + index; i < row_bytes; i += threads) to[i] = 0;
+}
+
+// The same of an indexer key: a lane has the pair of channels of a byte.
+template <typename P>
+void pack_fp4_row(P row, device uchar* to, uint width, uint block, uint scales_at, uint row_bytes, uint lane,
+                  uint simd, uint simds) {
+    uint blocks = width / block;
+    for (uint b = simd; b < blocks; b += simds) {
+        bool there = 2u * lane < block;
+        uint at = b * block + 2u * lane;
+        float even = there ? row[at] : 0.0f, odd = there && 2u * lane + 1u < block ? row[at + 1u] : 0.0f;
+        float scale = fp4_scale(simd_max(max(fabs(even), fabs(odd))));
+        if (there) to[at / 2u] = uchar(e2m1_code(even / scale) | e2m1_code(odd / scale) << 4);
+        if (lane == 0u) to[scales_at + b] = uchar(as_type<uint>(scale) >> 23);
+    }
+    for (uint i = scales_at + blocks + simd * LANES + lane; i < row_bytes; i += simds * LANES) to[i] = 0;
+}

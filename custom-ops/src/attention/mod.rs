@@ -88,6 +88,10 @@ pub fn turned_attention(
     eps: f64,
     ws: &Workspace,
 ) -> Result<Tensor> {
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    if crate::device::on_metal(of.q.device()) && metal::turns_itself(&of, rope_table)? {
+        return attend(of, Some(Turning { rope: rope_table, eps }), ws);
+    }
     #[cfg(cuda_kernels)]
     if let Some(gpu) = Gpu::of(of.q.device())? {
         if cuda::turns_itself(&gpu, &of, rope_table)? {
@@ -105,7 +109,10 @@ pub fn turned_attention(
 
 /// What a kernel does with queries and values itself.
 #[derive(Clone, Copy)]
-#[cfg_attr(not(cuda_kernels), allow(dead_code))]
+#[cfg_attr(
+    not(any(cuda_kernels, feature = "metal", feature = "metal-emulator")),
+    allow(dead_code, reason = "for kernels")
+)]
 struct Turning<'a> {
     rope: &'a RopeTable,
     eps: f64,
@@ -176,7 +183,10 @@ fn read_bytes(dim: usize, window: usize, compressed: Option<Compressed>, batch: 
 
 struct Attend<'a> {
     of: Attention<'a>,
-    #[cfg_attr(not(cuda_kernels), allow(dead_code))]
+    #[cfg_attr(
+        not(any(cuda_kernels, feature = "metal", feature = "metal-emulator")),
+        allow(dead_code, reason = "for kernels")
+    )]
     turn: Option<Turning<'a>>,
     /// Where the shares of a token's rows wait to be joined.
     #[cfg(any(feature = "metal", feature = "metal-emulator"))]

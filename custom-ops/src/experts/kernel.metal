@@ -94,6 +94,108 @@ kernel void experts_inner(constant Experts& p [[buffer(0)]], device const uchar*
     }
 }
 
+// Rows of a threadgroup that has chosen its expert, and of a SIMD-group at a time.
+#define ROUTED_ROWS 32u
+#define ROUTED_AT_ONCE 2u
+
+struct Routed {
+    uint slots;    // of a token
+    uint experts;
+    uint hidden;
+    uint inter;
+    uint common;   // width of the shared expert; 0 if there is none
+    uint in_bytes;
+    float clamp;
+    float scale;   // what the weights of a token add up to
+    uint tokens_in_table;
+};
+
+// Pipelines by what experts are chosen by: token ids, or scores with a bias or without.
+FUNCTION_CONSTANT(bool, BY_TOKEN, 1)
+FUNCTION_CONSTANT(bool, HAS_BIAS, 2)
+
+// The same of routed experts that the router's `logits` [tokens, experts] choose: by each threadgroup,
+// which costs less than to wait for one that does. Of the shared expert the products with gate and up are
+// given; it is the slot after the last. Grid: blocks of ROUTED_ROWS, slots and the shared expert, tokens.
+// `by` is the table of experts by token, or the bias.
+template <typename R>
+kernel void experts_routed(constant Routed& p [[buffer(0)]], device const uchar* gate [[buffer(1)]],
+                           device const uchar* up [[buffer(2)]], device const float* x [[buffer(3)]],
+                           device const float* logits [[buffer(4)]], device const uint* by [[buffer(5)]],
+                           device const uint* tokens [[buffer(6)]],
+                           device const float* common_gate [[buffer(7)]],
+                           device const float* common_up [[buffer(8)]], device uint* ids [[buffer(9)]],
+                           device float* inner [[buffer(10)]], device float* shared [[buffer(11)]],
+                           THREAD_POSITION) {
+    THREADGROUP(uint, grid, [uint(R::GRID)]);
+    THREADGROUP(uint, chosen, [1]);
+    THREADGROUP(float, weight, [1]);
+    uint slot = group.y, token = group.z, row0 = group.x * ROUTED_ROWS;
+    if (slot == p.slots) {
+        uint row = row0 + index;
+        if (index >= ROUTED_ROWS || row >= p.common) return;
+        ulong at = ulong(token) * p.common + row;
+        shared[at] = clamped_swiglu(common_gate[at], common_up[at], p.clamp);
+        return;
+    }
+    if (row0 >= p.inter) return;
+    uint pair = token * p.slots + slot;
+    if (simd == 0u) {
+        device const float* of_token = logits + ulong(token) * p.experts;
+        device const uint* entry = nullptr;
+        if (BY_TOKEN) entry = by + ulong(min(tokens[token], p.tokens_in_table - 1u)) * p.slots;
+        device const float* bias = nullptr;
+        if (HAS_BIAS) bias = (device const float*)by;
+        float sum;
+        uint expert = route_slot(of_token, bias, entry, p.experts, p.slots, slot, sum, lane);
+        if (lane == 0u) {
+            chosen[0] = expert;
+            weight[0] = route_score(of_token[expert]) / sum * p.scale;
+            // For the launch after.
+            if (group.x == 0u) ids[pair] = expert;
+        }
+    }
+    fill_grid<R>(grid, index, EXPERT_SIMDS * LANES);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    device const float* from = x + ulong(token) * p.hidden;
+    ulong first = ulong(chosen[0]) * p.inter;
+    for (uint r = simd * ROUTED_AT_ONCE; r < ROUTED_ROWS; r += EXPERT_SIMDS * ROUTED_AT_ONCE) {
+        if (row0 + r >= p.inter) break;
+        device const uchar* gates[ROUTED_AT_ONCE];
+        device const uchar* ups[ROUTED_AT_ONCE];
+        float2 sum[ROUTED_AT_ONCE];
+        for (uint i = 0; i < ROUTED_AT_ONCE; i++) {
+            // Past the last row the last one is computed again, and not written.
+            ulong at = (first + min(row0 + r + i, p.inter - 1u)) * p.in_bytes;
+            gates[i] = gate + at;
+            ups[i] = up + at;
+            sum[i] = float2(0.0f);
+        }
+        for (uint unit = lane; unit < R::units(p.hidden); unit += LANES) {
+            float y[8 * uint(R::RUNS)], sums[uint(R::RUNS)];
+            load_unit<R>(from, unit, y, sums);
+            for (uint i = 0; i < ROUTED_AT_ONCE; i++) {
+                sum[i].x += R::dot(gates[i], unit, grid, y, sums);
+                sum[i].y += R::dot(ups[i], unit, grid, y, sums);
+            }
+        }
+        for (uint i = 0; i < ROUTED_AT_ONCE; i++) {
+            float g = simd_sum(sum[i].x), u = simd_sum(sum[i].y);
+            if (lane == 0u && row0 + r + i < p.inter) {
+                inner[ulong(pair) * p.inter + row0 + r + i] = clamped_swiglu(g, u, p.clamp) * weight[0];
+            }
+        }
+    }
+}
+
+INSTANCE(experts_routed_f32, experts_routed<F32>)
+INSTANCE(experts_routed_f16, experts_routed<F16>)
+INSTANCE(experts_routed_bf16, experts_routed<BF16>)
+INSTANCE(experts_routed_q8_0, experts_routed<Q8_0>)
+INSTANCE(experts_routed_q2_k, experts_routed<Q2_K>)
+INSTANCE(experts_routed_q4_k, experts_routed<Q4_K>)
+INSTANCE(experts_routed_iq2_xxs, experts_routed<IQ2_XXS>)
+
 // Grid: row blocks, tokens. A SIMD-group adds up one value of `out` over all slots.
 template <typename R, typename S>
 kernel void experts_down(constant Experts& p [[buffer(0)]], device const uchar* down [[buffer(1)]],

@@ -2,11 +2,13 @@
 
 use candle_core::{bail, DType, Result, Tensor};
 
+use super::routed::Routed;
 use super::{Experts, Mlp};
 use crate::device::metal::{library, parameters, Launch, Library, Output};
 use crate::device::{on_metal, Workspace};
 use crate::matmul::{METAL_TILE as TILE, METAL_TILE_THREADS as TILE_THREADS};
-use crate::Format;
+use crate::router::Choice;
+use crate::{Format, Matrix};
 
 /// Rows of a threadgroup for few tokens: one for each SIMD-group.
 const ROWS: usize = 4;
@@ -14,6 +16,9 @@ const THREADS: usize = 128;
 const GROUP_THREADS: usize = 1024;
 /// Tokens up to which every pair reads its expert on its own.
 const FEW_TOKENS: usize = 8;
+/// Rows of a threadgroup that chooses its expert itself, and experts among which it can.
+const ROUTED_ROWS: usize = 32;
+const ROUTED_EXPERTS: usize = 256;
 
 parameters! {
     struct Params {
@@ -29,6 +34,20 @@ parameters! {
         out_bytes: u32,
         common_in_bytes: u32,
         common_out_bytes: u32,
+    }
+}
+
+parameters! {
+    struct RoutedParams {
+        slots: u32,
+        experts: u32,
+        hidden: u32,
+        inter: u32,
+        common: u32,
+        in_bytes: u32,
+        clamp: f32,
+        scale: f32,
+        tokens_in_table: u32,
     }
 }
 
@@ -149,19 +168,17 @@ impl Experts<'_> {
         self.down(out, (downs.1, downs.1), self.params(false, true, routed)?)
     }
 
-    /// Bytes that the chosen experts and the shared one have, of `matrices` of each.
-    fn bytes(&self, params: &Params, matrix: fn(&Mlp<'_>) -> usize) -> usize {
-        let pairs = (params.tokens * params.slots) as usize;
-        let one = matrix(&self.routed) / self.routed.gate.stack().max(1);
-        let shared = self.shared.filter(|_| params.common > 0);
-        pairs * one + shared.map_or(0, |mlp| params.tokens as usize * matrix(&mlp))
+    fn down(&self, out: &Output, formats: (Format, Format), params: Params) -> Result<()> {
+        let Scratch { inner, common, .. } = &self.scratch;
+        down(out, formats, params, (self.routed, self.shared), (inner, common, self.ids))
     }
 
     fn inner(&self, out: &Output, formats: (Format, Format), params: Params) -> Result<()> {
         let common = self.shared.unwrap_or(self.routed);
         let rows = if params.slots > 0 { params.inter } else { 0 }.max(params.common) as usize;
         let slots = params.slots as usize + usize::from(params.common > 0);
-        let bytes = self.bytes(&params, |mlp| mlp.gate.byte_len() + mlp.up.byte_len());
+        let bytes =
+            bytes(&params, self.routed, self.shared, |mlp| mlp.gate.byte_len() + mlp.up.byte_len());
         Launch::new("experts", kernels(), name("inner", formats), &params)
             .weights(self.routed.gate.metal("experts")?, bytes)
             .bind(self.routed.up.metal("experts")?)
@@ -173,20 +190,6 @@ impl Experts<'_> {
             .write_tensor(&self.scratch.inner, DType::F32)?
             .write_tensor(&self.scratch.common, DType::F32)?
             .run(&out.gpu, [rows.div_ceil(ROWS), slots, params.tokens as usize], THREADS)
-    }
-
-    fn down(&self, out: &Output, formats: (Format, Format), params: Params) -> Result<()> {
-        let common = self.shared.unwrap_or(self.routed);
-        let bytes = self.bytes(&params, |mlp| mlp.down.byte_len());
-        let groups = [(params.hidden as usize).div_ceil(ROWS), params.tokens as usize, 1];
-        Launch::new("experts", kernels(), name("down", formats), &params)
-            .weights(self.routed.down.metal("experts")?, bytes)
-            .bind(common.down.metal("experts")?)
-            .read(&self.scratch.inner)?
-            .read(&self.scratch.common)?
-            .read_u32(self.ids)?
-            .write(out)
-            .run(&out.gpu, groups, THREADS)
     }
 
     fn many(&self, out: &Output) -> Result<()> {
@@ -270,6 +273,134 @@ impl Experts<'_> {
             .read_u32(&self.scratch.tiles)?
             .write_tensor(inner, DType::F32)?
             .run(&out.gpu, [rows, tiles, 1], TILE_THREADS)
+    }
+}
+
+/// Bytes that the chosen experts and the shared one have, of `matrices` of each.
+fn bytes(
+    params: &Params,
+    routed: Mlp,
+    shared: Option<Mlp>,
+    matrices: fn(&Mlp<'_>) -> usize,
+) -> usize {
+    let pairs = (params.tokens * params.slots) as usize;
+    let one = matrices(&routed) / routed.gate.stack().max(1);
+    let shared = shared.filter(|_| params.common > 0);
+    pairs * one + shared.map_or(0, |mlp| params.tokens as usize * matrices(&mlp))
+}
+
+/// The sum over the slots of few tokens, out of what `inner`, `common` and `ids` have.
+fn down(
+    out: &Output,
+    formats: (Format, Format),
+    params: Params,
+    (routed, shared): (Mlp, Option<Mlp>),
+    (inner, common, ids): (&Tensor, &Tensor, &Tensor),
+) -> Result<()> {
+    let bytes = bytes(&params, routed, shared, |mlp| mlp.down.byte_len());
+    let groups = [(params.hidden as usize).div_ceil(ROWS), params.tokens as usize, 1];
+    Launch::new("experts", kernels(), name("down", formats), &params)
+        .weights(routed.down.metal("experts")?, bytes)
+        .bind(shared.unwrap_or(routed).down.metal("experts")?)
+        .read(inner)?
+        .read(common)?
+        .read_u32(ids)?
+        .write(out)
+        .run(&out.gpu, groups, THREADS)
+}
+
+/// Whether the launches for few tokens that choose their experts on the way are for this.
+pub(super) fn routes_itself(
+    tokens: usize,
+    k: usize,
+    router: &Matrix,
+    routed: Mlp,
+    shared: Option<Mlp>,
+) -> bool {
+    let mut dense = vec![router];
+    dense.extend(shared.iter().flat_map(|shared| [shared.gate, shared.up]));
+    let downs = (routed.down.format(), shared.map_or(routed.down, |mlp| mlp.down).format());
+    (1..=FEW_TOKENS).contains(&tokens)
+        && k > 0
+        && (1..=ROUTED_EXPERTS).contains(&router.rows())
+        && routed.gate.format() == routed.up.format()
+        && together(downs)
+        && (shared.is_none() || crate::matmul::metal_one_launch(&dense, tokens))
+}
+
+impl Routed<'_> {
+    pub(super) fn on_metal(&self, out: &Output) -> Result<()> {
+        let (tokens, hidden) = self.x.dims2()?;
+        let Self { routed, k, .. } = *self;
+        let shared = self.shared.map(|(mlp, _)| mlp);
+        for mlp in [Some(routed), shared].into_iter().flatten() {
+            for matrix in [mlp.gate, mlp.up, mlp.down] {
+                matrix.check_metal_columns("experts")?;
+            }
+        }
+        let common = shared.map_or(0, |mlp| mlp.gate.rows());
+        let mut params = RoutedParams {
+            slots: k as u32,
+            experts: routed.gate.stack() as u32,
+            hidden: hidden as u32,
+            inter: routed.gate.rows() as u32,
+            common: common as u32,
+            in_bytes: routed.gate.row_bytes() as u32,
+            clamp: self.clamp,
+            scale: self.scale,
+            tokens_in_table: 0,
+        };
+        let by_token = matches!(self.choice, Choice::Hash { .. });
+        let has_bias = matches!(self.choice, Choice::TopK { bias: Some(_), .. });
+        if let Choice::Hash { table, .. } = self.choice {
+            params.tokens_in_table = table.dim(0)? as u32;
+            if params.tokens_in_table == 0 {
+                bail!("experts: a table without tokens");
+            }
+        }
+        let one = (routed.gate.byte_len() + routed.up.byte_len()) / routed.gate.stack().max(1);
+        let kernel = format!("experts_routed_{}", routed.gate.format().kernel_name());
+        let launch = Launch::new("experts", kernels(), kernel, &params)
+            .constants(&[false, by_token, has_bias])
+            .weights(routed.gate.metal("experts")?, tokens * k * one)
+            .bind(routed.up.metal("experts")?)
+            .read(self.x)?
+            .read(self.logits)?;
+        // Every place must be bound; what there is no need for is not looked at.
+        let launch = match self.choice {
+            Choice::Hash { table, tokens } => launch.read_u32(table)?.read_u32(tokens)?,
+            Choice::TopK { bias, .. } => {
+                launch.read(bias.unwrap_or(self.logits))?.read(self.logits)?
+            }
+        };
+        let launch = match self.shared {
+            Some((_, [gate, up])) => launch.read(gate)?.read(up)?,
+            _ => launch.read(self.logits)?.read(self.logits)?,
+        };
+        let rows = routed.gate.rows().max(common);
+        let slots = k + usize::from(common > 0);
+        launch
+            .write_tensor(&self.scratch.ids, DType::U32)?
+            .write_tensor(&self.scratch.inner, DType::F32)?
+            .write_tensor(&self.scratch.common, DType::F32)?
+            .run(&out.gpu, [rows.div_ceil(ROUTED_ROWS), slots, tokens], THREADS)?;
+        let params = Params {
+            tokens: tokens as u32,
+            slots: k as u32,
+            experts: params.experts,
+            hidden: params.hidden,
+            inter: params.inter,
+            common: params.common,
+            clamp: self.clamp,
+            add: 0,
+            in_bytes: params.in_bytes,
+            out_bytes: routed.down.row_bytes() as u32,
+            common_in_bytes: shared.map_or(0, |mlp| mlp.gate.row_bytes()) as u32,
+            common_out_bytes: shared.map_or(0, |mlp| mlp.down.row_bytes()) as u32,
+        };
+        let formats = (routed.down.format(), shared.map_or(routed.down, |mlp| mlp.down).format());
+        let super::routed::Scratch { ids, inner, common } = &self.scratch;
+        down(out, formats, params, (routed, shared), (inner, common, ids))
     }
 }
 

@@ -8,6 +8,8 @@ mod groups;
 mod metal;
 #[cfg(cuda_kernels)]
 mod one;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod routed;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
@@ -121,6 +123,33 @@ pub fn routed_experts(
     clamp: f32,
     ws: &Workspace,
 ) -> Result<Tensor> {
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    if crate::device::on_metal(x.device()) {
+        let (tokens, hidden) = x.dims2()?;
+        let k = choice.check(tokens, router.rows())?;
+        if metal::routes_itself(tokens, k, router, routed, shared) {
+            check("routed", routed, router.rows(), hidden)?;
+            shared.map_or(Ok(()), |shared| check("shared", shared, 1, hidden))?;
+            if clamp.is_nan() || clamp <= 0.0 {
+                bail!("experts: the clamp must be above 0, or infinite for none, got {clamp}");
+            }
+            let mut weights = vec![router];
+            weights.extend(shared.iter().flat_map(|shared| [shared.gate, shared.up]));
+            let products = matmuls(x, &weights, ws)?;
+            let of = routed::Routed {
+                x,
+                logits: &products[0],
+                choice,
+                k,
+                scale,
+                routed,
+                shared: shared.map(|shared| (shared, &products[1..])),
+                clamp,
+                scratch: routed::Scratch::new(tokens, k, routed, shared, ws)?,
+            };
+            return of.run(ws);
+        }
+    }
     #[cfg(cuda_kernels)]
     {
         let (tokens, hidden) = x.dims2()?;

@@ -5,7 +5,7 @@ use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 use super::{hyper_collapse, hyper_expand, hyper_head_mix, hyper_mix, MixParams};
 #[cfg(cuda_kernels)]
 use crate::device::cuda::{Gpu, Target};
-#[cfg(cuda_kernels)]
+#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
 use crate::device::timed;
 use crate::device::Workspace;
 use crate::{matmul, rms_norm, Matrix};
@@ -55,7 +55,7 @@ pub fn hyper_enter(
     ws: &Workspace,
 ) -> Result<(Tensor, Tensor)> {
     let Entrance { projection, scale, base, norm, norm_eps, params } = entrance;
-    #[cfg(cuda_kernels)]
+    #[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
     if let Some(entered) = at_once(state, due, entrance, params.width(), ws)? {
         return Ok(entered);
     }
@@ -77,7 +77,7 @@ pub fn hyper_leave(
     ws: &Workspace,
 ) -> Result<Tensor> {
     let Entrance { projection, scale, base, norm, norm_eps, params } = entrance;
-    #[cfg(cuda_kernels)]
+    #[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
     if let Some((xs, _)) = at_once(state, due, entrance, params.streams, ws)? {
         return Ok(xs);
     }
@@ -91,8 +91,22 @@ fn write_back(state: &Tensor, due: Option<&Due>) -> Result<()> {
     due.map_or(Ok(()), |due| hyper_expand(state, &due.y, &due.mix))
 }
 
-/// One launch, if there is a kernel for it: input and mix (of the head: nothing).
-#[cfg(cuda_kernels)]
+/// Whether a device has kernels that do all of it.
+#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+fn enters_at_once(state: &Tensor, projection: &Matrix) -> Result<bool> {
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    if crate::device::on_metal(state.device()) {
+        return super::metal::enters_at_once(state, projection);
+    }
+    #[cfg(cuda_kernels)]
+    if let Some(gpu) = Gpu::of(state.device())? {
+        return super::cuda::enters_at_once(&gpu, state, projection);
+    }
+    Ok(false)
+}
+
+/// As few launches as a GPU has kernels for: input and mix (of the head: nothing).
+#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
 fn at_once(
     state: &Tensor,
     due: Option<&Due>,
@@ -101,8 +115,7 @@ fn at_once(
     ws: &Workspace,
 ) -> Result<Option<(Tensor, Tensor)>> {
     let (tokens, streams, hidden) = state.dims3()?;
-    let Some(gpu) = Gpu::of(state.device())? else { return Ok(None) };
-    if !super::cuda::enters_at_once(&gpu, state, entrance.projection)? {
+    if !enters_at_once(state, entrance.projection)? {
         return Ok(None);
     }
     let Entrance { projection, scale, base, norm, params, .. } = entrance;
@@ -120,6 +133,7 @@ fn at_once(
             bail!("hyper_enter: due {:?} with mix {:?}", due.y.dims(), due.mix.dims());
         }
     }
+    #[cfg(cuda_kernels)]
     match due {
         Some(_) => super::Errand::run_left(ws)?,
         // Of a pass that has failed.
@@ -127,25 +141,39 @@ fn at_once(
     }
     let xs = ws.f32((tokens, hidden))?;
     let mix = ws.f32((tokens, if width == streams { 0 } else { width }))?;
-    let enter = Enter { state, due, entrance, mix: &mix };
+    let enter = Enter {
+        state,
+        due,
+        entrance,
+        mix: &mix,
+        #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+        partial: ws.f32(super::metal::partial_values(state)?)?,
+    };
     timed(
         &xs,
         || Ok(("hyper_enter".to_owned(), projection.byte_len())),
         || xs.inplace_op1(&enter),
     )?;
-    if width != streams {
+    #[cfg(cuda_kernels)]
+    if width != streams && !crate::device::on_metal(state.device()) {
         ws.leave_errand(super::Errand { mix: mix.clone(), params });
     }
     Ok(Some((xs, mix)))
 }
 
 /// Writes the input; the mix and the streams too.
-#[cfg_attr(not(cuda_kernels), allow(dead_code))]
+#[cfg_attr(
+    not(any(cuda_kernels, feature = "metal", feature = "metal-emulator")),
+    allow(dead_code, reason = "for kernels")
+)]
 pub(super) struct Enter<'a> {
     pub(super) state: &'a Tensor,
     pub(super) due: Option<&'a Due>,
     pub(super) entrance: Entrance<'a>,
     pub(super) mix: &'a Tensor,
+    /// What blocks of channels leave for the second launch.
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    pub(super) partial: Tensor,
 }
 
 impl InplaceOp1 for Enter<'_> {
@@ -153,7 +181,10 @@ impl InplaceOp1 for Enter<'_> {
         "hyper_enter"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, _out: &mut CpuStorage, _layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, _out, _layout);
         #[cfg(feature = "cuda-emulator")]
         if crate::device::cuda::emulating() {
             return super::cuda::enter(self, Target::emulated(_out, _layout));

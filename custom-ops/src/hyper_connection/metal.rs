@@ -1,13 +1,20 @@
 //! The launches.
 
-use candle_core::{bail, Result};
+use candle_core::{bail, DType, Result, Tensor};
 
+use super::enter::Enter;
 use super::{Collapse, Expand, Kind, Mix};
 use crate::device::metal::{library, parameters, Launch, Library, Output};
+use crate::{Format, Matrix};
 
 const THREADS: usize = 256;
 /// Streams that a lane's share of the mixing matrix allows.
 const MOST_STREAMS: usize = 4;
+/// Tokens up to which the way in is two launches, which read the projection for each.
+const MOST_ENTER_TOKENS: usize = 8;
+/// Channels of a block of those, and what one leaves of a token.
+const ENTER_CHANNELS: usize = 256;
+const ENTER_VALUES: usize = 64;
 
 parameters! {
     struct MixParams {
@@ -15,6 +22,19 @@ parameters! {
         per_token: u32,
         iterations: u32,
         eps: f32,
+        norm_eps: f32,
+    }
+}
+
+parameters! {
+    struct EnterParams {
+        streams: u32,
+        hidden: u32,
+        rows: u32,
+        row_bytes: u32,
+        iterations: u32,
+        eps: f32,
+        mix_norm_eps: f32,
         norm_eps: f32,
     }
 }
@@ -96,5 +116,65 @@ impl Expand<'_> {
             .read(self.mix)?
             .write(state)
             .run(&state.gpu, groups, THREADS)
+    }
+}
+
+/// Whether the launches for few tokens are for this.
+pub(super) fn enters_at_once(state: &Tensor, projection: &Matrix) -> Result<bool> {
+    let (tokens, streams, hidden) = state.dims3()?;
+    let format = projection.format();
+    let fits = matches!(format, Format::F32 | Format::F16 | Format::BF16 | Format::Q8_0)
+        && (1..=MOST_STREAMS).contains(&streams)
+        && hidden.is_multiple_of(8);
+    Ok(fits && (1..=MOST_ENTER_TOKENS).contains(&tokens))
+}
+
+/// Values that the first launch leaves for the second.
+pub(super) fn partial_values(state: &Tensor) -> Result<usize> {
+    let (tokens, _, hidden) = state.dims3()?;
+    Ok(tokens * hidden.div_ceil(ENTER_CHANNELS) * ENTER_VALUES)
+}
+
+impl Enter<'_> {
+    pub(super) fn on_metal(&self, out: &Output) -> Result<()> {
+        let (tokens, streams, hidden) = self.state.dims3()?;
+        let entrance = self.entrance;
+        let projection = entrance.projection;
+        let params = EnterParams {
+            streams: streams as u32,
+            hidden: hidden as u32,
+            rows: projection.rows() as u32,
+            row_bytes: projection.row_bytes() as u32,
+            iterations: entrance.params.sinkhorn_iterations.max(1) as u32,
+            eps: entrance.params.eps,
+            mix_norm_eps: entrance.params.norm_eps as f32,
+            norm_eps: entrance.norm_eps as f32,
+        };
+        let constants = [projection.rows() == streams, self.due.is_some()];
+        let kernel = format!("hyper_streams_{}", projection.format().kernel_name());
+        let launch = Launch::new("hyper_enter", kernels(), kernel, &params)
+            .constants(&constants)
+            .weights(projection.metal("hyper_enter")?, projection.byte_len());
+        let launch = match self.due {
+            Some(due) => {
+                launch.read(&due.y)?.read(&due.mix)?.write_tensor(self.state, DType::F32)?
+            }
+            None => launch.read(self.state)?.read(self.state)?.read(self.state)?,
+        };
+        launch.write_tensor(&self.partial, DType::F32)?.run(
+            &out.gpu,
+            [hidden.div_ceil(ENTER_CHANNELS), tokens, 1],
+            64 * streams,
+        )?;
+        Launch::new("hyper_enter", kernels(), "hyper_collapsed", &params)
+            .constants(&constants)
+            .read(self.state)?
+            .read(&self.partial)?
+            .read(entrance.scale)?
+            .read(entrance.base)?
+            .read(entrance.norm)?
+            .write_tensor(self.mix, DType::F32)?
+            .write(out)
+            .run(&out.gpu, [hidden.div_ceil(THREADS), tokens, 1], THREADS)
     }
 }

@@ -5,8 +5,8 @@ use candle_core::{bail, DType, Result, Tensor};
 use super::Select;
 use crate::device::metal::{library, parameters, Launch, Library, Output};
 use crate::device::{on_metal, Workspace};
-use crate::ragged::Ragged;
-use crate::RowFormat;
+use crate::ragged::{Ragged, Span};
+use crate::{RopeTable, Rounding, RowFormat};
 
 /// The head that the kernels are made for.
 const DIM: usize = 128;
@@ -16,6 +16,19 @@ const SCORE_THREADS: usize = 128;
 const SELECT_THREADS: usize = 512;
 /// Scores that are kept at a time: 64 MiB.
 const MOST_SCORES: usize = 1 << 24;
+/// Pairs of channels that the kernel for queries turns.
+const MOST_PAIRS: usize = 32;
+/// Rows, and fewer tokens than these, up to which queries are turned by whoever scores with them.
+const FEW_ROWS: usize = 4096;
+const MANY_TOKENS: usize = 8;
+
+parameters! {
+    struct Turn {
+        pairs: u32,
+        factor: f32,
+        frequencies: [f32; MOST_PAIRS],
+    }
+}
 
 parameters! {
     struct Params {
@@ -27,6 +40,7 @@ parameters! {
         stride: u32,
         page_rows: u32,
         row_bytes: u32,
+        turn: Turn,
     }
 }
 
@@ -51,11 +65,41 @@ pub(super) fn room_for_scores(ratio: usize, batch: &Ragged, ws: &Workspace) -> R
     ws.f32(most)
 }
 
+/// Whether a kernel turns and rounds these queries.
+pub(super) fn turns_itself(q: &Tensor, rope: &RopeTable, rounding: Rounding) -> Result<bool> {
+    let fits = q.dim(2)? == DIM && rope.frequencies().len() <= MOST_PAIRS;
+    Ok(on_metal(q.device()) && fits && rounding == Rounding::HadamardFp4)
+}
+
+impl Turn {
+    fn new(rope: Option<&RopeTable>) -> Self {
+        let table = rope.map_or(&[][..], RopeTable::frequencies);
+        let mut frequencies = [0.0; MOST_PAIRS];
+        frequencies[..table.len()].copy_from_slice(table);
+        Self { pairs: table.len() as u32, factor: (DIM as f32).powf(-0.5), frequencies }
+    }
+}
+
 impl Select<'_> {
+    /// Whether so few threadgroups score that each may turn all queries again.
+    fn turns_on_the_way(&self) -> bool {
+        let few = |span: &Span| span.len < MANY_TOKENS && span.end() / self.ratio <= FEW_ROWS;
+        self.batch.spans().iter().all(few)
+    }
+
     pub(super) fn on_metal(&self, out: &Output) -> Result<()> {
-        let (_, heads, dim) = self.q.dims3()?;
+        let (tokens, heads, dim) = self.q.dims3()?;
         if dim != DIM || heads % 8 != 0 {
             bail!("select_rows: Metal kernels have a multiple of 8 heads of {DIM}, not {heads} of {dim}");
+        }
+        let turn = Turn::new(self.turn);
+        let turning = self.turn.is_some() && self.turns_on_the_way();
+        if self.turn.is_some() && !turning {
+            Launch::new("select_rows", kernels(), "index_queries", &turn)
+                .constants(&[false, false])
+                .read_u32(self.batch.positions())?
+                .write_tensor(self.q, DType::F32)?
+                .run(&out.gpu, [heads, tokens, 1], 32)?;
         }
         for (span, keys) in self.batch.spans().iter().zip(self.keys) {
             let visible = span.end() / self.ratio;
@@ -77,10 +121,11 @@ impl Select<'_> {
                     stride: visible as u32,
                     page_rows: keys.page_rows() as u32,
                     row_bytes: keys.format().row_bytes() as u32,
+                    turn,
                 };
                 if visible > self.k {
                     Launch::new("select_rows", kernels(), "index_scores", &params)
-                        .constants(&[packed])
+                        .constants(&[packed, turning])
                         .table(&pages, crate::kv::RECENT_PAGES)
                         .read(self.q)?
                         .read(self.weights)?

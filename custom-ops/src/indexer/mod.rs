@@ -59,6 +59,10 @@ pub fn select_rows_raw(
     batch: &Ragged,
     ws: &Workspace,
 ) -> Result<Tensor> {
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    if metal::turns_itself(q, rope, rounding)? {
+        return select(q, Some(rope), weights, keys, ratio, k, batch, ws);
+    }
     #[cfg(cuda_kernels)]
     if Gpu::of(q.device())?.is_some() && cuda::turns_itself(q, rope, rounding)? {
         return select(q, Some(rope), weights, keys, ratio, k, batch, ws);
@@ -128,7 +132,10 @@ fn select(
 
 struct Select<'a> {
     q: &'a Tensor,
-    #[cfg_attr(not(cuda_kernels), allow(dead_code))]
+    #[cfg_attr(
+        not(any(cuda_kernels, feature = "metal", feature = "metal-emulator")),
+        allow(dead_code, reason = "for kernels")
+    )]
     turn: Option<&'a RopeTable>,
     weights: &'a Tensor,
     keys: &'a [&'a Rows],

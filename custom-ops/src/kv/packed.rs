@@ -109,7 +109,7 @@ impl RowFormat {
     }
 
     /// Where the scales begin.
-    pub(super) fn scales_at(self) -> usize {
+    pub(crate) fn scales_at(self) -> usize {
         match self {
             Self::F32 { width } => width * 4,
             Self::Fp8 { nope, rope } => nope + 2 * rope,

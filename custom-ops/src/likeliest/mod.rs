@@ -2,12 +2,14 @@
 
 #[cfg(cuda_kernels)]
 mod cuda;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
 #[cfg(cuda_kernels)]
 use crate::device::cuda::{Gpu, Target};
-use crate::device::Workspace;
+use crate::device::{on_metal, Workspace};
 
 /// The index of the highest of each row of `scores` `[rows, n]` f32, `skip` left out; ties go to the lower
 /// index. `None` for a row that has a score which is not finite.
@@ -19,8 +21,10 @@ pub fn likeliest(scores: &Tensor, skip: Option<u32>, ws: &Workspace) -> Result<V
     if count == 0 {
         bail!("likeliest: rows without scores");
     }
+    let on_gpu = on_metal(scores.device());
     #[cfg(cuda_kernels)]
-    if Gpu::of(scores.device())?.is_some() {
+    let on_gpu = on_gpu || Gpu::of(scores.device())?.is_some();
+    if on_gpu {
         let _frame = ws.frame();
         let out = ws.u32(rows)?;
         if rows > 0 {
@@ -29,7 +33,6 @@ pub fn likeliest(scores: &Tensor, skip: Option<u32>, ws: &Workspace) -> Result<V
         let found = out.to_vec1::<u32>()?;
         return Ok(found.into_iter().map(|id| (id != u32::MAX).then_some(id)).collect());
     }
-    let _ = (rows, ws);
     let all = scores.to_vec2::<f32>()?;
     Ok(all.iter().map(|scores| of_row(scores, skip)).collect())
 }
@@ -48,7 +51,10 @@ fn of_row(scores: &[f32], skip: Option<u32>) -> Option<u32> {
 }
 
 /// Writes the indices.
-#[cfg_attr(not(cuda_kernels), allow(dead_code))]
+#[cfg_attr(
+    not(any(cuda_kernels, feature = "metal", feature = "metal-emulator")),
+    allow(dead_code, reason = "for kernels")
+)]
 struct Likeliest<'a> {
     scores: &'a Tensor,
     skip: Option<u32>,
@@ -59,7 +65,10 @@ impl InplaceOp1 for Likeliest<'_> {
         "likeliest"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, _out: &mut CpuStorage, _layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, _out, _layout);
         #[cfg(feature = "cuda-emulator")]
         if crate::device::cuda::emulating() {
             return cuda::likeliest(self, Target::emulated(_out, _layout));

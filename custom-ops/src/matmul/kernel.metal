@@ -13,59 +13,46 @@ struct MatMul {
 #define VEC_SIMDS 4u
 #define VEC_ROWS 2u
 
-// One token. Grid: row blocks, 1, groups.
+// VEC_ROWS rows of a weight from `first` on, by a SIMD-group, with one token.
 template <typename F>
-kernel void matvec(constant MatMul& p [[buffer(0)]], device const uchar* w [[buffer(1)]],
-                   device const float* x [[buffer(2)]], device float* out [[buffer(3)]],
-                   THREAD_POSITION) {
-    THREADGROUP(uint, grid, [uint(F::GRID)]);
-    fill_grid<F>(grid, index, VEC_SIMDS * LANES);
-    if (has_grid<F>()) threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint first = (group.x * VEC_SIMDS + simd) * VEC_ROWS;
-    if (first >= p.rows) return;
+void vec_rows(device const uchar* w, uint row_bytes, uint first, uint row_count, uint cols,
+              device const float* x, device float* out, threadgroup const uint* grid, uint lane) {
+    if (first >= row_count) return;
     device const uchar* rows[VEC_ROWS];
     float sum[VEC_ROWS];
     for (uint r = 0; r < VEC_ROWS; r++) {
         // Past the last row the last one is computed again, and not written.
-        uint row = group.z * p.rows + min(first + r, p.rows - 1u);
-        rows[r] = w + ulong(row) * p.row_bytes;
+        rows[r] = w + ulong(min(first + r, row_count - 1u)) * row_bytes;
         sum[r] = 0.0f;
     }
-    device const float* from = x + group.z * p.cols;
-    for (uint unit = lane; unit < F::units(p.cols); unit += LANES) {
+    for (uint unit = lane; unit < F::units(cols); unit += LANES) {
         float y[8 * uint(F::RUNS)], sums[uint(F::RUNS)];
-        load_unit<F>(from, unit, y, sums);
+        load_unit<F>(x, unit, y, sums);
         for (uint r = 0; r < VEC_ROWS; r++) sum[r] += F::dot(rows[r], unit, grid, y, sums);
     }
     for (uint r = 0; r < VEC_ROWS; r++) {
         float total = simd_sum(sum[r]);
-        if (lane == 0u && first + r < p.rows) out[group.z * p.rows + first + r] = total;
+        if (lane == 0u && first + r < row_count) out[first + r] = total;
     }
 }
 
-// Up to T tokens: weights are decoded once for all of them. Grid: row blocks, token blocks, groups.
+// The same with up to T tokens: weights are decoded once for all of them.
 template <typename F, uint T>
-kernel void matvec_few(constant MatMul& p [[buffer(0)]], device const uchar* w [[buffer(1)]],
-                       device const float* x [[buffer(2)]], device float* out [[buffer(3)]],
-                       THREAD_POSITION) {
-    THREADGROUP(uint, grid, [uint(F::GRID)]);
-    fill_grid<F>(grid, index, VEC_SIMDS * LANES);
-    if (has_grid<F>()) threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint first = (group.x * VEC_SIMDS + simd) * VEC_ROWS, token = group.y * T;
-    if (first >= p.rows) return;
+void few_rows(device const uchar* w, uint row_bytes, uint first, uint row_count, uint cols,
+              device const float* x, uint x_stride, device float* out, uint out_stride, uint tokens,
+              threadgroup const uint* grid, uint lane) {
+    if (first >= row_count) return;
     device const uchar* rows[VEC_ROWS];
     float sum[VEC_ROWS][T];
     for (uint r = 0; r < VEC_ROWS; r++) {
-        uint row = group.z * p.rows + min(first + r, p.rows - 1u);
-        rows[r] = w + ulong(row) * p.row_bytes;
+        rows[r] = w + ulong(min(first + r, row_count - 1u)) * row_bytes;
         for (uint t = 0; t < T; t++) sum[r][t] = 0.0f;
     }
-    for (uint run = lane; run < p.cols / 8u; run += LANES) {
+    for (uint run = lane; run < cols / 8u; run += LANES) {
         float v[VEC_ROWS][8];
         for (uint r = 0; r < VEC_ROWS; r++) F::run8(rows[r], run, grid, v[r]);
         for (uint t = 0; t < T; t++) {
-            ulong row = min(token + t, p.tokens - 1u);
-            device const float* y = x + row * p.x_stride + group.z * p.cols + 8u * run;
+            device const float* y = x + ulong(min(t, tokens - 1u)) * x_stride + 8u * run;
             for (uint i = 0; i < 8; i++) {
                 for (uint r = 0; r < VEC_ROWS; r++) sum[r][t] = fma(v[r][i], y[i], sum[r][t]);
             }
@@ -74,12 +61,102 @@ kernel void matvec_few(constant MatMul& p [[buffer(0)]], device const uchar* w [
     for (uint r = 0; r < VEC_ROWS; r++) {
         for (uint t = 0; t < T; t++) {
             float total = simd_sum(sum[r][t]);
-            if (lane == 0u && first + r < p.rows && token + t < p.tokens) {
-                out[ulong(token + t) * p.out_stride + group.z * p.rows + first + r] = total;
+            if (lane == 0u && first + r < row_count && t < tokens) {
+                out[ulong(t) * out_stride + first + r] = total;
             }
         }
     }
 }
+
+// One token. Grid: row blocks, 1, groups.
+template <typename F>
+kernel void matvec(constant MatMul& p [[buffer(0)]], device const uchar* w [[buffer(1)]],
+                   device const float* x [[buffer(2)]], device float* out [[buffer(3)]],
+                   THREAD_POSITION) {
+    THREADGROUP(uint, grid, [uint(F::GRID)]);
+    fill_grid<F>(grid, index, VEC_SIMDS * LANES);
+    if (has_grid<F>()) threadgroup_barrier(mem_flags::mem_threadgroup);
+    uint row0 = group.z * p.rows;
+    vec_rows<F>(w + ulong(row0) * p.row_bytes, p.row_bytes, (group.x * VEC_SIMDS + simd) * VEC_ROWS,
+                p.rows, p.cols, x + group.z * p.cols, out + row0, grid, lane);
+}
+
+// Up to T tokens. Grid: row blocks, 1, groups.
+template <typename F, uint T>
+kernel void matvec_few(constant MatMul& p [[buffer(0)]], device const uchar* w [[buffer(1)]],
+                       device const float* x [[buffer(2)]], device float* out [[buffer(3)]],
+                       THREAD_POSITION) {
+    THREADGROUP(uint, grid, [uint(F::GRID)]);
+    fill_grid<F>(grid, index, VEC_SIMDS * LANES);
+    if (has_grid<F>()) threadgroup_barrier(mem_flags::mem_threadgroup);
+    uint row0 = group.z * p.rows;
+    few_rows<F, T>(w + ulong(row0) * p.row_bytes, p.row_bytes,
+                   (group.x * VEC_SIMDS + simd) * VEC_ROWS, p.rows, p.cols, x + group.z * p.cols,
+                   p.x_stride, out + row0, p.out_stride, p.tokens, grid, lane);
+}
+
+// Weights of one launch at most.
+#define PRODUCTS 8
+
+struct MatVecs {
+    uint tokens;
+    uint cols;
+    uint blocks[PRODUCTS];  // row blocks of all products up to and with this one
+    uint rows[PRODUCTS];
+    uint row_bytes[PRODUCTS];
+    uint formats[PRODUCTS];
+};
+
+// As `dense_code` of metal.rs says.
+template <uint T>
+void rows_of_any(uint format, device const uchar* w, uint row_bytes, uint first, uint rows, uint cols,
+                 device const float* x, device float* out, uint tokens, uint lane) {
+    // Of these formats none looks anything up.
+    threadgroup const uint* grid = nullptr;
+    if (T == 1u) {
+        switch (format) {
+            case 0: vec_rows<F32>(w, row_bytes, first, rows, cols, x, out, grid, lane); break;
+            case 1: vec_rows<F16>(w, row_bytes, first, rows, cols, x, out, grid, lane); break;
+            case 2: vec_rows<BF16>(w, row_bytes, first, rows, cols, x, out, grid, lane); break;
+            default: vec_rows<Q8_0>(w, row_bytes, first, rows, cols, x, out, grid, lane);
+        }
+        return;
+    }
+    switch (format) {
+        case 0: few_rows<F32, T>(w, row_bytes, first, rows, cols, x, cols, out, rows, tokens, grid, lane); break;
+        case 1: few_rows<F16, T>(w, row_bytes, first, rows, cols, x, cols, out, rows, tokens, grid, lane); break;
+        case 2: few_rows<BF16, T>(w, row_bytes, first, rows, cols, x, cols, out, rows, tokens, grid, lane); break;
+        default: few_rows<Q8_0, T>(w, row_bytes, first, rows, cols, x, cols, out, rows, tokens, grid, lane);
+    }
+}
+
+// Several weights with the same up to T tokens. Grid: row blocks of all of them.
+template <uint T>
+kernel void matvecs(constant MatVecs& p [[buffer(0)]], device const float* x [[buffer(1)]],
+                    device const uchar* w0 [[buffer(2)]], device const uchar* w1 [[buffer(3)]],
+                    device const uchar* w2 [[buffer(4)]], device const uchar* w3 [[buffer(5)]],
+                    device const uchar* w4 [[buffer(6)]], device const uchar* w5 [[buffer(7)]],
+                    device const uchar* w6 [[buffer(8)]], device const uchar* w7 [[buffer(9)]],
+                    device float* out0 [[buffer(10)]], device float* out1 [[buffer(11)]],
+                    device float* out2 [[buffer(12)]], device float* out3 [[buffer(13)]],
+                    device float* out4 [[buffer(14)]], device float* out5 [[buffer(15)]],
+                    device float* out6 [[buffer(16)]], device float* out7 [[buffer(17)]],
+                    THREAD_POSITION) {
+    uint at = 0;
+    while (group.x >= p.blocks[at]) at++;
+    device const uchar* w = at < 4u ? (at < 2u ? (at == 0u ? w0 : w1) : at == 2u ? w2 : w3)
+                                    : (at < 6u ? (at == 4u ? w4 : w5) : at == 6u ? w6 : w7);
+    device float* out = at < 4u ? (at < 2u ? (at == 0u ? out0 : out1) : at == 2u ? out2 : out3)
+                                : (at < 6u ? (at == 4u ? out4 : out5) : at == 6u ? out6 : out7);
+    uint block = group.x - (at == 0u ? 0u : p.blocks[at - 1u]);
+    rows_of_any<T>(p.formats[at], w, p.row_bytes[at], (block * VEC_SIMDS + simd) * VEC_ROWS, p.rows[at],
+                   p.cols, x, out, p.tokens, lane);
+}
+
+INSTANCE(matvecs_1, matvecs<1u>)
+INSTANCE(matvecs_2, matvecs<2u>)
+INSTANCE(matvecs_4, matvecs<4u>)
+INSTANCE(matvecs_8, matvecs<8u>)
 
 // Many tokens. Grid: row tiles, token tiles, groups.
 template <typename F>

@@ -19,7 +19,10 @@ use crate::device::{host, host_mut, timed, Workspace};
 use crate::Matrix;
 
 #[cfg(any(feature = "metal", feature = "metal-emulator"))]
-pub(crate) use metal::{TILE as METAL_TILE, TILE_THREADS as METAL_TILE_THREADS};
+pub(crate) use metal::{
+    dense_code as metal_dense_code, one_launch as metal_one_launch, TILE as METAL_TILE,
+    TILE_THREADS as METAL_TILE_THREADS,
+};
 pub(crate) use panels::Panels;
 pub(crate) use strips::{for_each_strip, work};
 pub(crate) use tile::{tile, with_scratch, Scratch, TILE_ROWS};
@@ -86,30 +89,57 @@ pub fn grouped_matmul(x: &Tensor, w: &Matrix, groups: usize, ws: &Workspace) -> 
 ///
 /// Errors: as [`matmul`].
 pub fn matmuls(x: &Tensor, weights: &[&Matrix], ws: &Workspace) -> Result<Vec<Tensor>> {
+    #[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+    let outs = |tokens: usize| -> Result<Vec<Tensor>> {
+        weights.iter().map(|w| ws.f32((tokens, w.rows()))).collect()
+    };
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    if crate::device::on_metal(x.device()) {
+        let (tokens, width) = x.dims2()?;
+        let fit = weights.iter().all(|w| w.stack() == 1 && w.cols() == width);
+        if fit && metal::one_launch(weights, tokens) {
+            let outs = outs(tokens)?;
+            let op = MatMuls {
+                x,
+                weights,
+                outs: &outs[1..],
+                #[cfg(cuda_kernels)]
+                scratch: None,
+                #[cfg(cuda_kernels)]
+                errand: None,
+            };
+            timed(&outs[0], || class_of(weights), || outs[0].inplace_op1(&op))?;
+            return Ok(outs);
+        }
+    }
     #[cfg(cuda_kernels)]
-    if let (Some(gpu), [first, ..]) = (Gpu::of(x.device())?, weights) {
+    if let (Some(gpu), [_, ..]) = (Gpu::of(x.device())?, weights) {
         let (tokens, width) = x.dims2()?;
         let fit = weights.iter().all(|w| w.stack() == 1 && w.cols() == width);
         if fit && cuda::one_launch(&gpu, weights, tokens) {
-            let outs = weights.iter().map(|w| ws.f32((tokens, w.rows())));
-            let outs = outs.collect::<Result<Vec<_>>>()?;
+            let outs = outs(tokens)?;
             let scratch = ws.scratch(cuda::scratch_bytes(&gpu, weights, tokens, 1)?)?;
             let errand = match cuda::runs_errands(&gpu, weights, tokens) {
                 true => ws.take_errand(),
                 false => None,
             };
             let op = MatMuls { x, weights, outs: &outs[1..], scratch, errand };
-            let bytes = weights.iter().map(|w| w.byte_len()).sum();
-            let rows: usize = weights.iter().map(|w| w.rows()).sum();
-            timed(
-                &outs[0],
-                || Ok((format!("matmuls {} [{rows}, {width}]", first.format()), bytes)),
-                || outs[0].inplace_op1(&op),
-            )?;
+            timed(&outs[0], || class_of(weights), || outs[0].inplace_op1(&op))?;
             return Ok(outs);
         }
     }
     weights.iter().map(|w| matmul(x, w, ws)).collect()
+}
+
+/// The first's format, and how much all are.
+#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+fn class_of(weights: &[&Matrix]) -> Result<(String, usize)> {
+    let bytes = weights.iter().map(|w| w.byte_len()).sum();
+    let rows: usize = weights.iter().map(|w| w.rows()).sum();
+    let name = weights.first().map_or_else(String::new, |first| {
+        format!("matmuls {} [{rows}, {}]", first.format(), first.cols())
+    });
+    Ok((name, bytes))
 }
 
 struct MatMul<'a> {
@@ -121,12 +151,14 @@ struct MatMul<'a> {
 }
 
 /// Writes the first product to the op's target, the others to `outs`.
-#[cfg(cuda_kernels)]
+#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
 struct MatMuls<'a> {
     x: &'a Tensor,
     weights: &'a [&'a Matrix],
     outs: &'a [Tensor],
+    #[cfg(cuda_kernels)]
     scratch: Option<Tensor>,
+    #[cfg(cuda_kernels)]
     errand: Option<crate::hyper_connection::Errand>,
 }
 
@@ -156,13 +188,16 @@ impl InplaceOp1 for MatMul<'_> {
     }
 }
 
-#[cfg(cuda_kernels)]
+#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
 impl InplaceOp1 for MatMuls<'_> {
     fn name(&self) -> &'static str {
         "matmuls"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, _out: &mut CpuStorage, _layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, _out, _layout);
         #[cfg(feature = "cuda-emulator")]
         if emulating() {
             return cuda::matmuls(self, Target::emulated(_out, _layout));

@@ -14,11 +14,7 @@ kernel void kv_round_trip(constant Kv& p [[buffer(0)]], device float* x [[buffer
         for (uint i = lane; i < p.dim - p.nope; i += LANES) at[i] = round_bf16(at[i]);
         return;
     }
-    bool has_a = lane < p.block, has_b = lane + 32u < p.block;
-    float a = has_a ? at[lane] : 0.0f, b = has_b ? at[lane + 32u] : 0.0f;
-    float scale = fp8_scale(simd_max(max(fabs(a), fabs(b))));
-    if (has_a) at[lane] = round_e4m3(clamp(a / scale, -448.0f, 448.0f)) * scale;
-    if (has_b) at[lane + 32u] = round_e4m3(clamp(b / scale, -448.0f, 448.0f)) * scale;
+    round_fp8_block(at, p.block, lane);
 }
 KERNEL(kv_round_trip)
 
@@ -45,9 +41,8 @@ kernel void hadamard_fp4_round_trip(constant Fp4& p [[buffer(0)]], device float*
     }
     for (uint first = 0; first < p.dim; first += LANES) {
         bool there = first + lane < p.dim;
-        float v = there ? row[first + lane] * p.scale : 0.0f;
-        float scale = fp4_scale(simd_max(fabs(v)));
-        if (there) at[first + lane] = round_e2m1(v / scale) * scale;
+        float v = round_fp4(there ? row[first + lane] * p.scale : 0.0f);
+        if (there) at[first + lane] = v;
     }
 }
 KERNEL(hadamard_fp4_round_trip)

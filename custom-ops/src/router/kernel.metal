@@ -11,14 +11,6 @@ struct Route {
 
 FUNCTION_CONSTANT(bool, HAS_BIAS, 0)
 
-// Softplus is the identity above 20, as in the reference code.
-inline float route_score(float logit) {
-    // log(1 + e) by Kahan's way: exact where e is small.
-    float e = precise::exp(min(logit, 20.0f)), u = 1.0f + e;
-    float softplus = u == 1.0f ? e : precise::log(u) * (e / (u - 1.0f));
-    return precise::sqrt(logit > 20.0f ? logit : softplus);
-}
-
 inline void route_weights(device const float* logits, device const uint* ids, device float* weights,
                           uint k, float scale, uint lane) {
     float sum = 0.0f;
@@ -26,12 +18,6 @@ inline void route_weights(device const float* logits, device const uint* ids, de
     // The guard only matters when all scores underflow.
     sum = max(sum, 1.17549435e-38f);
     for (uint i = lane; i < k; i += LANES) weights[i] = route_score(logits[ids[i]]) / sum * scale;
-}
-
-// A key that orders as the float does, NaN with a sign as infinity beyond infinity.
-inline uint order_of(float v) {
-    uint bits = as_type<uint>(v);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
 // One SIMD-group a token: k times the best of what is left, ties to the lower expert.

@@ -2,16 +2,20 @@
 
 #[cfg(cuda_kernels)]
 mod cuda;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
 #[cfg(cuda_kernels)]
 use crate::device::cuda::{Gpu, Target};
-#[cfg(cuda_kernels)]
+#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
 use crate::device::timed;
 use crate::device::Workspace;
 use crate::kv::{append_rows, write_rings, Rows};
-use crate::{pool, rms_norm, rope, PoolState, Pooling, Ragged, RopeTable, Rounding, Turn};
+use crate::{
+    matmuls, pool, rms_norm, rope, Matrix, PoolState, Pooling, Ragged, RopeTable, Rounding, Turn,
+};
 
 /// What becomes of a row on its way into a cache: norm, turn to its position, rounding.
 #[derive(Clone, Copy, Debug)]
@@ -80,9 +84,10 @@ pub struct Settle<'a> {
 /// # Errors
 /// As those.
 pub fn settle(mut settle: Settle<'_>, batch: &Ragged, ws: &Workspace) -> Result<(Tensor, Tensor)> {
-    #[cfg(cuda_kernels)]
-    if Gpu::of(settle.kv.device())?.is_some() && cuda::settles_at_once(&settle, batch) {
-        return at_once(&mut settle, batch, ws);
+    #[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+    if settles_at_once(&settle, batch)? {
+        let (mut latent, kv) = at_once(&mut settle, &[], batch, ws)?;
+        return Ok((latent.swap_remove(0), kv));
     }
     let (norm, eps) = settle.latent_norm;
     let latent = rms_norm(settle.latent, Some(norm), eps, ws)?;
@@ -91,6 +96,25 @@ pub fn settle(mut settle: Settle<'_>, batch: &Ragged, ws: &Workspace) -> Result<
         compress(compression, batch, ws)?;
     }
     Ok((latent, kv))
+}
+
+/// [`settle`], with the products of `weights` and the normed latent in place of that.
+///
+/// # Errors
+/// As [`settle`] and [`matmuls`].
+#[allow(unused_mut, reason = "an Apple GPU is handed the lists to append to")]
+pub fn settle_and_project(
+    mut of: Settle<'_>,
+    weights: &[&Matrix],
+    batch: &Ragged,
+    ws: &Workspace,
+) -> Result<(Vec<Tensor>, Tensor)> {
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    if crate::device::on_metal(of.kv.device()) && metal::projects_at_once(&of, weights, batch) {
+        return at_once(&mut of, weights, batch, ws);
+    }
+    let (latent, kv) = settle(of, batch, ws)?;
+    Ok((matmuls(&latent, weights, ws)?, kv))
 }
 
 fn compress(of: &mut Compression<'_>, batch: &Ragged, ws: &Workspace) -> Result<()> {
@@ -103,9 +127,29 @@ fn compress(of: &mut Compression<'_>, batch: &Ragged, ws: &Workspace) -> Result<
     append_rows(of.lists.iter_mut().map(|list| &mut **list).collect(), &rows, batch, ratio)
 }
 
-/// One token of each sequence, in one launch.
-#[cfg(cuda_kernels)]
-fn at_once(settle: &mut Settle<'_>, batch: &Ragged, ws: &Workspace) -> Result<(Tensor, Tensor)> {
+/// Whether a device has a kernel that does all of it.
+#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+fn settles_at_once(settle: &Settle<'_>, batch: &Ragged) -> Result<bool> {
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    if crate::device::on_metal(settle.kv.device()) {
+        return Ok(metal::settles_at_once(settle, batch));
+    }
+    #[cfg(cuda_kernels)]
+    if Gpu::of(settle.kv.device())?.is_some() {
+        return Ok(cuda::settles_at_once(settle, batch));
+    }
+    Ok(false)
+}
+
+/// One token of each sequence, in one launch (Metal: for each sequence): the latent, or its products with
+/// weights.
+#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+fn at_once(
+    settle: &mut Settle<'_>,
+    weights: &[&Matrix],
+    batch: &Ragged,
+    ws: &Workspace,
+) -> Result<(Vec<Tensor>, Tensor)> {
     let tokens = batch.tokens();
     let ((_, latent_dim), (_, dim)) = (settle.latent.dims2()?, settle.kv.dims2()?);
     if settle.latent.dim(0)? != tokens || settle.kv.dim(0)? != tokens {
@@ -117,20 +161,33 @@ fn at_once(settle: &mut Settle<'_>, batch: &Ragged, ws: &Workspace) -> Result<(T
             list.reserve(span.windows(of.pooling.ratio).len())?;
         }
     }
-    let latent = ws.f32((tokens, latent_dim))?;
+    let outs = match weights {
+        [] => vec![ws.f32((tokens, latent_dim))?],
+        _ => weights.iter().map(|w| ws.f32((tokens, w.rows()))).collect::<Result<_>>()?,
+    };
     let kv = ws.f32((tokens, dim))?;
-    let op = AtOnce { settle, batch, latent: &latent };
-    timed(&kv, || Ok(("settle".to_owned(), 0)), || kv.inplace_op1(&op))?;
+    let op = AtOnce {
+        settle,
+        batch,
+        #[cfg(cuda_kernels)]
+        latent: &outs[0],
+        #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+        weights,
+        #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+        outs: &outs,
+    };
+    let bytes = weights.iter().map(|w| w.byte_len()).sum();
+    timed(&kv, || Ok(("settle".to_owned(), bytes)), || kv.inplace_op1(&op))?;
     for of in &mut settle.compressions {
         for (list, span) in of.lists.iter_mut().zip(batch.spans()) {
             list.advance(span.windows(of.pooling.ratio).len())?;
         }
     }
-    Ok((latent, kv))
+    Ok((outs, kv))
 }
 
 /// What [`pool`] and [`append_rows`] check.
-#[cfg(cuda_kernels)]
+#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
 fn check(of: &Compression<'_>, tokens: usize) -> Result<()> {
     let (rows, width) = of.values.dims2()?;
     let Pooling { ratio, .. } = of.pooling;
@@ -155,11 +212,22 @@ fn check(of: &Compression<'_>, tokens: usize) -> Result<()> {
 }
 
 /// Writes the finished rows; the latent and the caches too.
-#[cfg_attr(not(cuda_kernels), allow(dead_code))]
+#[cfg_attr(
+    not(any(cuda_kernels, feature = "metal", feature = "metal-emulator")),
+    allow(dead_code, reason = "for kernels")
+)]
 struct AtOnce<'a, 'b> {
     settle: &'a Settle<'b>,
     batch: &'a Ragged,
+    /// The first of the outputs: the latent, unless there are weights.
+    #[cfg(cuda_kernels)]
     latent: &'a Tensor,
+    /// Those that the normed latent is multiplied by.
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    weights: &'a [&'a Matrix],
+    /// Their products, or, without weights, the latent.
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    outs: &'a [Tensor],
 }
 
 impl InplaceOp1 for AtOnce<'_, '_> {
@@ -167,7 +235,10 @@ impl InplaceOp1 for AtOnce<'_, '_> {
         "settle"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, _out: &mut CpuStorage, _layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, _out, _layout);
         #[cfg(feature = "cuda-emulator")]
         if crate::device::cuda::emulating() {
             return cuda::settle(self, Target::emulated(_out, _layout));

@@ -2,20 +2,18 @@
 
 #[cfg(cuda_kernels)]
 mod cuda;
+#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+mod metal;
 
-use candle_core::{bail, Result, Tensor};
-#[cfg(cuda_kernels)]
-use candle_core::{CpuStorage, InplaceOp1, Layout};
+use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
 #[cfg(cuda_kernels)]
 use crate::device::cuda::{Gpu, Target};
-use crate::device::Workspace;
+use crate::device::{on_metal, Workspace};
 
 /// Rows of one launch.
-#[cfg(cuda_kernels)]
 const ROWS: usize = 32;
 /// Tokens of a list at most.
-#[cfg(cuda_kernels)]
 const ROOM: usize = 254;
 
 /// Which tokens can be chosen.
@@ -52,9 +50,10 @@ pub fn shortlists(
     if wanted.len() != rows {
         bail!("shortlists: {} for {rows} rows", wanted.len());
     }
-    let _ = (ws, count);
+    let on_gpu = on_metal(scores.device());
     #[cfg(cuda_kernels)]
-    if Gpu::of(scores.device())?.is_some() && (1..=ROWS).contains(&rows) && count > 0 {
+    let on_gpu = on_gpu || Gpu::of(scores.device())?.is_some();
+    if on_gpu && (1..=ROWS).contains(&rows) && count > 0 {
         let _frame = ws.frame();
         let out = ws.u32((rows, 2 + 2 * ROOM))?;
         out.inplace_op1(&Listing { scores, wanted })?;
@@ -66,7 +65,6 @@ pub fn shortlists(
     Ok(None)
 }
 
-#[cfg(cuda_kernels)]
 fn of_row(list: &[u32], wanted: Reach) -> Option<Shortlist> {
     let (found, sum) = (list[0], f32::from_bits(list[1]));
     if found == u32::MAX {
@@ -88,19 +86,24 @@ fn of_row(list: &[u32], wanted: Reach) -> Option<Shortlist> {
 }
 
 /// Writes the lists.
-#[cfg(cuda_kernels)]
+#[cfg_attr(
+    not(any(cuda_kernels, feature = "metal", feature = "metal-emulator")),
+    allow(dead_code, reason = "for kernels")
+)]
 struct Listing<'a> {
     scores: &'a Tensor,
     wanted: &'a [Reach],
 }
 
-#[cfg(cuda_kernels)]
 impl InplaceOp1 for Listing<'_> {
     fn name(&self) -> &'static str {
         "shortlist"
     }
 
+    crate::device::metal_forward!();
+
     fn cpu_fwd(&self, _out: &mut CpuStorage, _layout: &Layout) -> Result<()> {
+        crate::device::metal_emulated!(self, _out, _layout);
         #[cfg(feature = "cuda-emulator")]
         if crate::device::cuda::emulating() {
             return cuda::list(self, Target::emulated(_out, _layout));

@@ -31,6 +31,7 @@ macro_rules! library {
             include_str!("../../include/metal/blocks.metal"),
             include_str!("../../include/metal/tiles.metal"),
             include_str!("../../include/metal/rows.metal"),
+            include_str!("../../include/metal/route.metal"),
             include_str!("kernel.metal"),
         ]);
         &LIBRARY
@@ -158,6 +159,12 @@ impl<'a> Launch<'a> {
     pub(crate) fn write_tensor(mut self, tensor: &'a Tensor, dtype: DType) -> Result<Self> {
         self.arguments.push(Argument::Write(Binding::tensor(self.op, tensor, dtype)?));
         Ok(self)
+    }
+
+    /// The next buffer: written, from where the binding says.
+    pub(crate) fn write_at(mut self, binding: Binding<'a>) -> Self {
+        self.arguments.push(Argument::Write(binding));
+        self
     }
 
     /// Runs `groups` threadgroups of `threads` threads after all that was launched before. Without

@@ -3,10 +3,11 @@
 use candle_core::{Device, Result, Tensor};
 use rand::Rng;
 
-use super::{assert_close, floats, places, rng};
+use super::{assert_close, floats, places, rng, Go};
+use crate::device::metal::record;
 use crate::{
-    kv_round_trip, sink_attention, Attention, Compressed, Ragged, Ring, RowFormat, Rows, Selection,
-    Workspace, NO_ROW,
+    kv_round_trip, sink_attention, turned_attention, Attention, Compressed, Ragged, Ring,
+    RopeTable, RowFormat, Rows, Selection, Workspace, NO_ROW,
 };
 
 const DIM: usize = 512;
@@ -23,6 +24,28 @@ const PLAIN: RowFormat = RowFormat::F32 { width: DIM };
 const PACKED: RowFormat = RowFormat::Fp8 { nope: 448, rope: 64 };
 
 fn check(kind: Kind, format: RowFormat, heads: usize, spans: &[(usize, usize)]) -> Result<()> {
+    check_with(kind, format, heads, spans, None)
+}
+
+/// The same with all that surrounds it, in as many launches; what the rings hold at the end included.
+fn check_turned(
+    kind: Kind,
+    format: RowFormat,
+    heads: usize,
+    spans: &[(usize, usize)],
+    launches: usize,
+) -> Result<()> {
+    check_with(kind, format, heads, spans, Some(launches))
+}
+
+fn check_with(
+    kind: Kind,
+    format: RowFormat,
+    heads: usize,
+    spans: &[(usize, usize)],
+    turned: Option<usize>,
+) -> Result<()> {
+    let rope = RopeTable::plain(10_000.0, 64);
     let mut rng = rng();
     let cpu = Device::Cpu;
     let tokens = spans.iter().map(|s| s.1).sum();
@@ -58,8 +81,7 @@ fn check(kind: Kind, format: RowFormat, heads: usize, spans: &[(usize, usize)]) 
     }
     let ids = Tensor::from_vec(ids, (tokens, k), &cpu)?;
 
-    let attend = |device: &Device,
-                  run: &dyn Fn(&dyn Fn(&Workspace) -> Result<Tensor>) -> Tensor| {
+    let attend = |device: &Device, run: Go<'_, Tensor>| -> (Tensor, Vec<Tensor>) {
         let on = |t: &Tensor| t.to_device(device).unwrap();
         let rings: Vec<Ring> = spans
             .iter()
@@ -101,12 +123,21 @@ fn check(kind: Kind, format: RowFormat, heads: usize, spans: &[(usize, usize)]) 
             scale: 0.0442,
             batch: &batch,
         };
-        run(&|ws| sink_attention(attention, ws))
+        let out = run(&|ws| match turned {
+            Some(_) => turned_attention(attention, &rope, 1e-6, ws),
+            None => sink_attention(attention, ws),
+        });
+        (out, rings.iter().map(|ring| ring.data().clone()).collect())
     };
     let want = attend(&cpu, &|f| f(&Workspace::new(&cpu)).unwrap());
     for place in places() {
-        let got = attend(&place.device(), &|f| place.run(f));
-        assert_close(&place.to_string(), &got, &want, 1e-5);
+        let (got, log) = record(|| attend(&place.device(), &|f| place.run(f)));
+        assert_close(&place.to_string(), &got.0, &want.0, 1e-5);
+        let of_op = log.iter().filter(|launch| !launch.kernel.starts_with("kv_")).count();
+        assert!(turned.is_none_or(|launches| of_op == launches), "{place}: {log:?}");
+        for (got, want) in got.1.iter().zip(&want.1) {
+            assert_close(&format!("ring, {place}"), got, want, 0.0);
+        }
     }
     Ok(())
 }
@@ -122,6 +153,7 @@ fn over_the_window_alone() -> Result<()> {
 #[test]
 fn over_all_visible_rows() -> Result<()> {
     check(Kind::Visible(128), PACKED, 16, &[(1500, 1), (255, 2)])?;
+    check(Kind::Visible(4), PACKED, 17, &[(4400, 1), (2, 11)])?;
     check(Kind::Visible(4), PLAIN, 3, &[(700, 9)])
 }
 
@@ -129,4 +161,15 @@ fn over_all_visible_rows() -> Result<()> {
 fn over_chosen_rows() -> Result<()> {
     check(Kind::Chosen(40), PLAIN, 16, &[(900, 2), (3, 1)])?;
     check(Kind::Chosen(24), PACKED, 3, &[(2200, 9), (0, 1)])
+}
+
+#[test]
+fn few_tokens_turn_and_write_the_ring_on_the_way() -> Result<()> {
+    // Few rows; the whole window; more rows than a threadgroup takes; few tokens of two sequences.
+    check_turned(Kind::Window, PLAIN, 3, &[(20, 1)], 1)?;
+    check_turned(Kind::Window, PLAIN, 20, &[(400_300, 1)], 1)?;
+    check_turned(Kind::Visible(4), PACKED, 3, &[(4500, 2)], 2)?;
+    check_turned(Kind::Chosen(40), PACKED, 16, &[(900, 3), (0, 1)], 2)?;
+    // The ring has no place for so many.
+    check_turned(Kind::Window, PLAIN, 2, &[(131, 9)], 4)
 }

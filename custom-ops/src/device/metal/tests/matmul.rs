@@ -3,7 +3,8 @@
 use rand::Rng;
 
 use super::{assert_close, floats, matrix, places, rng};
-use crate::{embed, grouped_matmul, Format, Workspace};
+use crate::device::metal::record;
+use crate::{embed, grouped_matmul, matmuls, Format, Workspace};
 use candle_core::{Device, Result, Tensor};
 
 #[test]
@@ -40,6 +41,52 @@ fn groups_have_their_own_rows_and_columns() -> Result<()> {
             let (x, w) = (place.tensor(&x), place.matrix(&w));
             let got = place.run(|ws| grouped_matmul(&x, &w, 3, ws));
             assert_close(&format!("{format}, {tokens} tokens, {place}"), &got, &want, 3e-5);
+        }
+    }
+    Ok(())
+}
+
+/// Formats and rows of a layer's kind, ragged; launches as few as can be.
+#[test]
+fn products_with_the_same_activations_are_one_launch() -> Result<()> {
+    let mut rng = rng();
+    let ws = Workspace::new(&Device::Cpu);
+    let (cols, dense) = (96, [Format::Q8_0, Format::F32, Format::F16, Format::BF16]);
+    for (count, tokens) in [(2, 1), (8, 1), (3, 2), (7, 3), (4, 8), (3, 9)] {
+        let weights: Vec<_> = (0..count)
+            .map(|i| {
+                let rows = rng.random_range(1..40);
+                matrix(dense[i % dense.len()], [1, rows, cols], &mut rng)
+            })
+            .collect();
+        let x = floats((tokens, cols), 1.0, &mut rng);
+        let want = matmuls(&x, &weights.iter().collect::<Vec<_>>(), &ws)?;
+        for place in places() {
+            let x = place.tensor(&x);
+            let weights: Vec<_> = weights.iter().map(|w| place.matrix(w)).collect();
+            let weights: Vec<_> = weights.iter().collect();
+            let (got, log) = record(|| place.run(|ws| matmuls(&x, &weights, ws)));
+            let case = format!("{count} weights, {tokens} tokens, {place}");
+            assert_eq!(log.len(), if tokens <= 8 { 1 } else { count }, "{case}");
+            assert_eq!(
+                log.iter().map(|launch| launch.weight_bytes).sum::<usize>(),
+                weights.iter().map(|w| w.byte_len()).sum::<usize>(),
+                "{case}"
+            );
+            for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                assert_close(&format!("{case}, weight {i}"), got, want, 3e-5);
+            }
+        }
+    }
+    // A format that the launch has no branch for.
+    let weights = [Format::Q8_0, Format::Q4K].map(|format| matrix(format, [1, 9, 256], &mut rng));
+    let x = floats((1, 256), 1.0, &mut rng);
+    let want = matmuls(&x, &[&weights[0], &weights[1]], &ws)?;
+    for place in places() {
+        let (x, weights) = (place.tensor(&x), weights.each_ref().map(|w| place.matrix(w)));
+        let got = place.run(|ws| matmuls(&x, &[&weights[0], &weights[1]], ws));
+        for (got, want) in got.iter().zip(&want) {
+            assert_close(&place.to_string(), got, want, 3e-5);
         }
     }
     Ok(())

@@ -5,7 +5,9 @@ mod attention;
 mod experts;
 mod matmul;
 mod rows;
+mod sampling;
 mod selection;
+mod settle;
 
 use candle_core::{DType, Device, Result, Tensor};
 use rand::rngs::StdRng;
@@ -13,6 +15,9 @@ use rand::{Rng, SeedableRng};
 
 use crate::blocks::random;
 use crate::{Format, Matrix, Workspace};
+
+/// Who runs an op, here or there.
+type Go<'a, T> = &'a dyn Fn(&dyn Fn(&Workspace) -> Result<T>) -> T;
 
 /// Where kernels run.
 enum Place {

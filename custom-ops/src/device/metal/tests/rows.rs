@@ -3,11 +3,12 @@
 use candle_core::{Device, Result, Tensor};
 use rand::Rng;
 
-use super::{assert_close, floats, places, rng};
+use super::{assert_close, floats, matrix, places, rng};
+use crate::device::metal::record;
 use crate::{
-    hadamard_fp4_round_trip, hyper_collapse, hyper_expand, hyper_head_mix, hyper_mix,
-    kv_round_trip, pool, rms_norm, rope, MixParams, PoolState, Pooling, Ragged, Ring, RopeTable,
-    RowFormat, Rows, Turn, Workspace, Yarn,
+    hadamard_fp4_round_trip, hyper_collapse, hyper_enter, hyper_expand, hyper_head_mix,
+    hyper_leave, hyper_mix, kv_round_trip, pool, rms_norm, rope, Due, Entrance, Format, MixParams,
+    PoolState, Pooling, Ragged, Ring, RopeTable, RowFormat, Rows, Turn, Workspace, Yarn,
 };
 
 #[test]
@@ -120,6 +121,66 @@ fn hyper_connections_mix_collapse_and_expand() -> Result<()> {
             let got = on(&state.copy()?);
             place.run(|_| hyper_expand(&got, &y, &m));
             assert_close(&case, &got, &expanded, 2e-6);
+        }
+    }
+    Ok(())
+}
+
+/// The streams after it, what the sub-layer reads, and the mix.
+#[test]
+fn few_tokens_enter_a_sub_layer_in_two_launches() -> Result<()> {
+    let mut rng = rng();
+    let ws = Workspace::new(&Device::Cpu);
+    for (streams, hidden, tokens, format) in [
+        (4, 4096, 1, Format::F16),
+        (4, 520, 3, Format::Q8_0),
+        (3, 96, 8, Format::F32),
+        (1, 264, 2, Format::BF16),
+        (4, 96, 9, Format::F16),
+    ] {
+        let params = MixParams { streams, sinkhorn_iterations: 20, eps: 1e-6, norm_eps: 1e-6 };
+        for (width, scales) in [(params.width(), 3), (streams, 1)] {
+            let projection = matrix(format, [1, width, streams * hidden], &mut rng);
+            let state = floats((tokens, streams, hidden), 2.0, &mut rng);
+            let [scale, base] = [scales, width].map(|n| floats(n, 0.5, &mut rng));
+            let norm = floats(hidden, 1.0, &mut rng);
+            let y = floats((tokens, hidden), 1.0, &mut rng);
+            let mix = floats((tokens, params.width()), 1.0, &mut rng);
+            for is_due in [false, true] {
+                let enter = |on: &dyn Fn(&Tensor) -> Tensor,
+                             projection: &_,
+                             ws: &Workspace|
+                 -> Result<[Tensor; 3]> {
+                    let state = on(&state.copy()?);
+                    let due = is_due.then(|| Due { y: on(&y), mix: on(&mix) });
+                    let [scale, base, norm] = [&scale, &base, &norm].map(on);
+                    let (scale, base, norm) = (&scale, &base, &norm);
+                    let entrance =
+                        Entrance { projection, scale, base, norm, norm_eps: 1e-5, params };
+                    let (xs, mix) = match width == streams {
+                        true => {
+                            let xs = hyper_leave(&state, due.as_ref(), entrance, ws)?;
+                            (xs.copy()?, xs)
+                        }
+                        false => hyper_enter(&state, due.as_ref(), entrance, ws)?,
+                    };
+                    Ok([state, xs, mix])
+                };
+                let want = enter(&Tensor::clone, &projection, &ws)?;
+                for place in places() {
+                    let case = format!(
+                        "{tokens} tokens of {streams} x {hidden}, {width}, due: {is_due}, {place}"
+                    );
+                    let on = place.matrix(&projection);
+                    let (got, log) =
+                        record(|| place.run(|ws| enter(&|t| place.tensor(t), &on, ws)));
+                    assert!(tokens > 8 || log.len() == 2, "{case}: {log:?}");
+                    for (got, want) in got.iter().zip(&want) {
+                        let last = |t: &Tensor| t.flatten_from(1);
+                        assert_close(&case, &last(got)?, &last(want)?, 4e-5);
+                    }
+                }
+            }
         }
     }
     Ok(())

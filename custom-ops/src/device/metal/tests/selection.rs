@@ -3,9 +3,11 @@
 use candle_core::{Device, Result, Tensor};
 use rand::Rng;
 
-use super::{assert_close, floats, places, rng};
+use super::{assert_close, floats, places, rng, Go};
+use crate::device::metal::record;
 use crate::{
-    hadamard_fp4_round_trip, route, select_rows, Choice, Ragged, RowFormat, Rows, Workspace, NO_ROW,
+    hadamard_fp4_round_trip, route, select_rows, select_rows_raw, Choice, Ragged, RopeTable,
+    Rounding, RowFormat, Rows, Workspace, NO_ROW,
 };
 
 #[test]
@@ -145,6 +147,70 @@ fn ties_go_to_the_lower_row() -> Result<()> {
             let (q, weights) = (place.tensor(&q), place.tensor(&weights));
             let got = place.run(|ws| select_rows(&q, &weights, &[&rows], 4, 9, &batch, ws));
             assert_eq!(got.to_vec2::<u32>()?, [want.clone()], "{value}, {place}");
+        }
+    }
+    Ok(())
+}
+
+/// By those who score, where they are few; by a launch of its own, which leaves the queries in place.
+#[test]
+fn raw_queries_are_turned_and_rounded_on_the_way_or_before() -> Result<()> {
+    for (spans, kernels) in [
+        ([(2600, 1), (40, 3)], &["index_scores", "index_select", "index_select"][..]),
+        // A block of rows whose last SIMD-groups have none.
+        ([(2083, 2), (40, 1)], &["index_scores", "index_select", "index_select"]),
+        (
+            [(2600, 8), (16_700, 1)],
+            &["index_queries", "index_scores", "index_select", "index_scores", "index_select"],
+        ),
+    ] {
+        check_raw(spans, kernels)?;
+    }
+    Ok(())
+}
+
+fn check_raw(spans: [(usize, usize); 2], kernels: &[&str]) -> Result<()> {
+    let mut rng = rng();
+    let (heads, dim, ratio, k) = (16, 128, 4, 512);
+    let rope = RopeTable::plain(10_000.0, 64);
+    let tokens = spans[0].1 + spans[1].1;
+    let raw = floats((tokens, heads, dim), 1.0, &mut rng);
+    let weights = floats((tokens, heads), 1.0, &mut rng);
+    let keys: Vec<Tensor> =
+        spans.iter().map(|s| floats(((s.0 + s.1) / ratio, dim), 1.0, &mut rng)).collect();
+    keys.iter().try_for_each(hadamard_fp4_round_trip)?;
+    let choose = |device: &Device, go: Go<'_, Tensor>| {
+        let mut lists = Vec::new();
+        for keys in &keys {
+            let mut rows = Rows::with_format(ratio, RowFormat::Fp4 { width: dim }, device);
+            rows.append(&keys.to_device(device).unwrap(), 0, keys.dim(0).unwrap()).unwrap();
+            lists.push(rows);
+        }
+        let lists: Vec<_> = lists.iter().collect();
+        let batch = Ragged::new(&spans, device).unwrap();
+        let q = raw.copy().unwrap().to_device(device).unwrap();
+        let weights = weights.to_device(device).unwrap();
+        let rounding = Rounding::HadamardFp4;
+        let ids =
+            go(&|ws| select_rows_raw(&q, &rope, rounding, &weights, &lists, ratio, k, &batch, ws));
+        let q = q.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        (q, ids.to_vec2::<u32>().unwrap())
+    };
+    let cpu = Device::Cpu;
+    let want = choose(&cpu, &|f| f(&Workspace::new(&cpu)).unwrap());
+    for place in places() {
+        let (got, log) = record(|| choose(&place.device(), &|f| place.run(f)));
+        let launched = log.iter().map(|launch| &*launch.kernel);
+        let launched: Vec<_> = launched.filter(|kernel| kernel.starts_with("index_")).collect();
+        assert_eq!(launched, kernels, "{spans:?}, {place}");
+        if kernels.contains(&"index_queries") {
+            // But for what lies between two codes.
+            let others = got.0.iter().zip(&want.0).filter(|(a, b)| a != b).count();
+            assert!(others * 200 <= want.0.len(), "{place}: {others} of {} values", want.0.len());
+        }
+        for (token, (got, want)) in got.1.iter().zip(&want.1).enumerate() {
+            let others = got.iter().filter(|row| !want.contains(row)).count();
+            assert!(others <= 3, "{spans:?}, {place}: token {token}, {others} other rows");
         }
     }
     Ok(())
