@@ -11,6 +11,11 @@ use crate::cache::{pooling, CompressorCache, LayerCache};
 use crate::config::{Config, LayerKind};
 use crate::weights::{self, Weights};
 
+/// Tokens whose queries are made and attended to at a time: enough for a GPU's matrix units, and a chunk of a
+/// prompt has four times as many. In the full model a token's queries take 128 KiB, and what attention
+/// makes of them as much again, eight times what all else of a layer takes.
+const SLICE_TOKENS: usize = 1024;
+
 /// Multi-head attention with one shared row for keys and values, low-rank queries and a grouped
 /// low-rank output.
 #[derive(Debug)]
@@ -99,17 +104,46 @@ impl Attention {
         caches: &mut [&mut LayerCache],
     ) -> Result<Tensor> {
         let Step { batch, ws, .. } = step;
-        let choosing = self.indexer.as_ref().filter(|i| i.head_weights(batch).is_some());
         let projected = self.project(xs, batch, ws)?;
         let (latent, kv) = self.settle(&projected, step, caches)?;
+        let weights = projected.head_weights.as_ref();
+        if batch.tokens() <= SLICE_TOKENS {
+            let low = self.attend(&latent, &kv, weights, batch, caches, ws)?;
+            return self.output_b.forward(&low, ws);
+        }
+        let out = ws.f32((batch.tokens(), self.output_b.weight().rows()))?;
+        for slice in batch.slices(SLICE_TOKENS)?.iter() {
+            let _frame = ws.frame();
+            let of = |whole: &Tensor| whole.narrow(0, slice.rows.start, slice.rows.len());
+            let weights = weights.map(of).transpose()?;
+            // Each finds the rows of those before it in the windows, as if it had come alone.
+            let caches = &caches[slice.sequences.clone()];
+            let (latent, kv) = (of(&latent)?, of(&kv)?);
+            let low = self.attend(&latent, &kv, weights.as_ref(), &slice.batch, caches, ws)?;
+            self.output_b.forward_into(&low, &of(&out)?, ws)?;
+        }
+        Ok(out)
+    }
 
+    /// From the queries' latent and the tokens' own rows, which go to the windows, to the low-rank output;
+    /// rows are chosen if there are `head_weights` to choose them by.
+    fn attend(
+        &self,
+        latent: &Tensor,
+        kv: &Tensor,
+        head_weights: Option<&Tensor>,
+        batch: &Ragged,
+        caches: &[&mut LayerCache],
+        ws: &Workspace,
+    ) -> Result<Tensor> {
+        let choosing = self.indexer.as_ref().zip(head_weights);
         let mut of_latent = vec![&self.q_b];
-        of_latent.extend(choosing.map(Indexer::q_b));
-        let mut queries = Linear::forward_all(&of_latent, &latent, ws)?;
-        let chosen = match (choosing, &projected.head_weights) {
-            (Some(indexer), Some(weights)) => {
+        of_latent.extend(choosing.map(|(indexer, _)| indexer.q_b()));
+        let mut queries = Linear::forward_all(&of_latent, latent, ws)?;
+        let chosen = match choosing {
+            Some((indexer, weights)) => {
                 let keys = lists_of(caches, |cache| cache.keys.as_ref())?;
-                Some(indexer.select(&queries.swap_remove(1), weights, &keys, step)?)
+                Some(indexer.select(&queries.swap_remove(1), weights, &keys, batch, ws)?)
             }
             _ => None,
         };
@@ -127,7 +161,7 @@ impl Attention {
         });
         let attention = ops::Attention {
             q: &queries[0].reshape((batch.tokens(), self.heads, self.head_dim))?,
-            kv: &kv,
+            kv,
             windows: &windows,
             window: self.sliding_window,
             compressed,
@@ -136,8 +170,7 @@ impl Attention {
             batch,
         };
         let heads = ops::turned_attention(attention, &self.rope, self.norm_eps, ws)?;
-        let low = self.output_a.forward_grouped(&heads.flatten_from(1)?, self.output_groups, ws)?;
-        self.output_b.forward(&low, ws)
+        self.output_a.forward_grouped(&heads.flatten_from(1)?, self.output_groups, ws)
     }
 
     /// All that reads `xs`, at once.

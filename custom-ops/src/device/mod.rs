@@ -8,6 +8,7 @@ mod host;
 pub mod metal;
 mod profile;
 mod rows;
+mod trim;
 mod upload;
 mod workspace;
 
@@ -16,6 +17,7 @@ pub(crate) use host::{host, host_mut, Host};
 pub(crate) use profile::timed;
 pub use profile::{profile, profiling, Class};
 pub(crate) use rows::for_each_row;
+pub use trim::{is_out_of_memory, trim};
 pub use upload::{upload, Upload};
 pub use workspace::{Frame, Workspace};
 

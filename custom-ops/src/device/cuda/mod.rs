@@ -29,7 +29,7 @@ pub(crate) use graph::{capture, Graph};
 #[cfg(feature = "cuda")]
 pub use load::Loader;
 #[cfg(feature = "cuda")]
-pub(crate) use real::{between, mark, poison};
+pub(crate) use real::{between, mark, poison, trim};
 #[cfg(feature = "cuda")]
 pub use real::{open, Memory};
 
