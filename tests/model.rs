@@ -103,6 +103,34 @@ fn every_cut_of_a_sequence_gives_the_same_bits() {
     }
 }
 
+/// Attention goes through many tokens slice by slice; where one ends is a cut like any other.
+#[test]
+fn a_chunk_of_several_slices_gives_the_bits_of_shorter_ones() -> Result<()> {
+    let Golden { model, .. } = golden(GOLDENS[0]);
+    let mut rng = StdRng::seed_from_u64(9);
+    let vocab = model.config().vocab_size as u32;
+    let context = model.config().context_length;
+    let sequences: Vec<Vec<u32>> = [1, 900, 3, 700, 40]
+        .map(|len: usize| (0..len.min(context)).map(|_| rng.random_range(0..vocab)).collect())
+        .into();
+    let alone: Vec<_> = sequences
+        .iter()
+        .flat_map(|tokens| {
+            let mut cuts = vec![300; tokens.len() / 300];
+            cuts.push(tokens.len() % 300);
+            run(&model, tokens, &cuts.into_iter().filter(|&cut| cut > 0).collect::<Vec<_>>())
+        })
+        .collect();
+    let mut caches: Vec<_> = sequences.iter().map(|_| model.new_cache()).collect::<Result<_>>()?;
+    let mut inputs: Vec<_> =
+        sequences.iter().zip(&mut caches).map(|(tokens, cache)| Input { tokens, cache }).collect();
+    let ws = Workspace::new(&Device::Cpu);
+    let together = model.forward(&mut inputs, Logits::All, &ws).unwrap().to_vec2::<f32>()?;
+    assert!(together.len() > 1024, "one slice only: the model's context is {context}");
+    assert!(together == alone);
+    Ok(())
+}
+
 #[test]
 fn a_batch_of_sequences_gives_what_each_gives_alone() {
     let mut rng = StdRng::seed_from_u64(8);

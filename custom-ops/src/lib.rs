@@ -39,11 +39,11 @@ pub use kv::{
     append_rows, write_rings, BytesError, NotARow, NotPackable, Ring, RowFormat, Rows, PAGE_TOKENS,
 };
 pub use likeliest::likeliest;
-pub use matmul::{grouped_matmul, matmul, matmuls};
+pub use matmul::{grouped_matmul, matmul, matmul_into, matmuls};
 pub use matrix::Matrix;
-pub use ragged::{Ragged, Span};
-pub use rms_norm::rms_norm;
-pub use rope::{rope, RopeTable, Turn, Yarn};
+pub use ragged::{Ragged, Slice, Span};
+pub use rms_norm::{rms_norm, rms_norm_over};
+pub use rope::{rope, rope_normed, RopeTable, Turn, Yarn};
 pub use rounding::{hadamard_fp4_round_trip, kv_round_trip, Rounding};
 pub use router::{route, Choice};
 pub use settle::{settle, settle_and_project, Compression, Finish, Settle};

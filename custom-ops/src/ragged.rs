@@ -1,5 +1,6 @@
 //! A ragged batch: tokens of several sequences, flattened one after the other.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{bail, Device, Result, Tensor};
@@ -24,7 +25,7 @@ impl Span {
     }
 
     /// Windows of `ratio` tokens that end inside this span, as indices `from..to`.
-    pub fn windows(&self, ratio: usize) -> std::ops::Range<usize> {
+    pub fn windows(&self, ratio: usize) -> Range<usize> {
         self.start / ratio..self.end() / ratio
     }
 }
@@ -38,9 +39,25 @@ pub struct Ragged {
     table: Tensor,
     positions: Tensor,
     /// By ratio: what [`Ragged::window_starts`] has made.
-    starts: Arc<Mutex<Vec<(usize, Tensor)>>>,
+    starts: Known<Tensor>,
+    /// By tokens: what [`Ragged::slices`] has made.
+    slices: Known<Arc<[Slice]>>,
     /// Of a batch that moves: no position reaches this far.
     fixed: Option<usize>,
+}
+
+/// What has been made of a batch, by a number.
+type Known<T> = Arc<Mutex<Vec<(usize, T)>>>;
+
+/// Some of a batch's tokens, one after the other, as a batch of their own.
+#[derive(Clone, Debug)]
+pub struct Slice {
+    /// These tokens.
+    pub batch: Ragged,
+    /// Their rows in the whole batch.
+    pub rows: Range<usize>,
+    /// Which of the whole batch's sequences they belong to.
+    pub sequences: Range<usize>,
 }
 
 impl Ragged {
@@ -63,7 +80,8 @@ impl Ragged {
         let len = table.len();
         let table = Tensor::from_vec(table, len, device)?;
         let positions = table.narrow(0, 0, row)?;
-        Ok(Self { spans, table, positions, starts: Arc::default(), fixed: None })
+        let (starts, slices) = Default::default();
+        Ok(Self { spans, table, positions, starts, slices, fixed: None })
     }
 
     /// One token of each of some sequences, at positions below `reach` that are yet to be set with
@@ -165,6 +183,40 @@ impl Ragged {
         Ok(tensor)
     }
 
+    /// Slices of at most `most` tokens, about as many in each: for what takes so much memory a token that a
+    /// long batch goes through it part by part.
+    ///
+    /// # Errors
+    /// If `most` is 0, the batch is a [`Ragged::fixed`] one, or the device refuses the upload.
+    pub fn slices(&self, most: usize) -> Result<Arc<[Slice]>> {
+        if most == 0 || self.fixed.is_some() {
+            bail!("ragged batch: slices of at most {most} tokens, fixed {:?}", self.fixed);
+        }
+        let mut known = self.slices.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, slices)) = known.iter().find(|(of, _)| *of == most) {
+            return Ok(slices.clone());
+        }
+        let tokens = self.tokens();
+        let each = tokens.div_ceil(tokens.div_ceil(most).max(1)).max(1);
+        let slices = (0..tokens).step_by(each).map(|row| self.slice(row..tokens.min(row + each)));
+        let slices: Arc<[Slice]> = slices.collect::<Result<_>>()?;
+        known.push((most, slices.clone()));
+        Ok(slices)
+    }
+
+    fn slice(&self, rows: Range<usize>) -> Result<Slice> {
+        // Spans are in order, without gaps.
+        let first = self.spans.partition_point(|span| span.row + span.len <= rows.start);
+        let end = self.spans.partition_point(|span| span.row < rows.end);
+        let of = |span: &Span| {
+            let (from, to) = (span.row.max(rows.start), (span.row + span.len).min(rows.end));
+            (span.start + from - span.row, to - from)
+        };
+        let sequences: Vec<_> = self.spans[first..end].iter().map(of).collect();
+        let batch = Self::new(&sequences, self.positions.device())?;
+        Ok(Slice { batch, rows, sequences: first..end })
+    }
+
     fn starts_of(&self, ratio: usize) -> Vec<u32> {
         let start = |window: usize| (window * ratio) as u32;
         match self.fixed {
@@ -197,6 +249,31 @@ fn table_of(spans: &[Span]) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slices_are_the_batch_cut_where_its_sequences_go_on() -> Result<()> {
+        let whole = Ragged::new(&[(0, 2), (40, 5), (7, 1), (9, 3)], &Device::Cpu)?;
+        for most in 1..13 {
+            let slices = whole.slices(most)?;
+            assert_eq!(slices.len(), 11usize.div_ceil(most));
+            let (mut positions, mut sequences) = (Vec::new(), Vec::new());
+            for slice in slices.iter() {
+                assert_eq!(slice.rows.start, positions.len());
+                assert_eq!(slice.rows.len(), slice.batch.tokens());
+                assert!(slice.rows.len() <= most && 1 + slice.rows.len() >= 11 / slices.len());
+                assert_eq!(slice.sequences.len(), slice.batch.spans().len());
+                positions.extend(slice.batch.positions().to_vec1::<u32>()?);
+                for (sequence, span) in slice.sequences.clone().zip(slice.batch.spans()) {
+                    sequences.extend(std::iter::repeat_n(sequence, span.len));
+                }
+            }
+            assert_eq!(positions, whole.positions().to_vec1::<u32>()?);
+            assert_eq!(sequences, [0, 0, 1, 1, 1, 1, 1, 2, 3, 3, 3]);
+        }
+        assert!(whole.slices(0).is_err());
+        assert!(Ragged::fixed(3, 1 << 20, &Device::Cpu)?.slices(2).is_err());
+        Ok(())
+    }
 
     #[test]
     fn a_fixed_batch_moves_in_place_and_keeps_its_shape() -> Result<()> {

@@ -98,6 +98,9 @@ impl From<EngineError> for Failure {
             EngineError::Forward(_) | EngineError::Cache(_) | EngineError::Device(_) => {
                 Self::Run(with_memory_advice(format!("the model failed: {message}")))
             }
+            EngineError::OutOfMemory(_) => {
+                Self::Run(with_memory_advice(format!("the model failed: {message}")))
+            }
             EngineError::EmptyPrompt | EngineError::PromptTooLong { .. } => Self::Input(message),
             _ => Self::Input(message),
         }

@@ -9,6 +9,10 @@ use crate::hub;
 const CPU_CHUNK: usize = 512;
 /// The same on a GPU, whose matrix units want more rows.
 const GPU_CHUNK: usize = 2048;
+/// Bytes that a GPU needs beside weights and sequences: intermediate values of a chunk, steps that are
+/// recorded, kernels.
+#[cfg(feature = "cuda")]
+const GPU_WORK: u64 = 2 << 30;
 /// Share of the machine's memory that sequences may take: one in so many.
 const MEMORY_SHARE: u64 = 4;
 /// What they may take if the system does not tell its memory.
@@ -31,9 +35,10 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// What suits a device: 16 jobs at a time, a quarter of the machine's memory.
+    /// What suits a device: 16 jobs at a time, a quarter of the machine's memory; of an NVIDIA GPU what is
+    /// free now, when the weights are there, and not needed to work with.
     pub fn of(device: &Device) -> Self {
-        let memory = hub::memory().0.unwrap_or(UNKNOWN_MEMORY) / MEMORY_SHARE;
+        let memory = memory_for_sequences(device);
         Self {
             parallel: 16,
             per_namespace: 16,
@@ -42,4 +47,13 @@ impl Limits {
             chunk_tokens: if device.is_cpu() { CPU_CHUNK } else { GPU_CHUNK },
         }
     }
+}
+
+fn memory_for_sequences(device: &Device) -> u64 {
+    #[cfg(feature = "cuda")]
+    if let Ok(memory) = candle_ds4_ops::device::cuda::Memory::of(device) {
+        return (memory.free as u64).saturating_sub(GPU_WORK);
+    }
+    let _ = device;
+    hub::memory().0.unwrap_or(UNKNOWN_MEMORY) / MEMORY_SHARE
 }

@@ -19,6 +19,7 @@ mod stats;
 use std::path::Path;
 
 use candle_core::Device;
+use candle_ds4_ops::device::is_out_of_memory;
 use candle_ds4_ops::Workspace;
 
 use crate::cache::CacheError;
@@ -106,6 +107,12 @@ pub enum EngineError {
         /// Bytes that there are.
         budget: usize,
     },
+    /// The device's memory is full, though this sequence would have fitted.
+    #[error(
+        "the device has no memory left for this request ({0}): try again when others have ended, or \
+         start with a smaller --kv-memory-mb"
+    )]
+    OutOfMemory(String),
     /// What restricts the answer.
     #[error(transparent)]
     Guide(#[from] GuideError),
@@ -130,6 +137,27 @@ pub enum EngineError {
     /// The device.
     #[error(transparent)]
     Device(#[from] candle_core::Error),
+}
+
+impl EngineError {
+    /// Whether the device has no memory left.
+    fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::OutOfMemory(_) => true,
+            Self::Forward(ForwardError::Device(error))
+            | Self::Cache(CacheError::Device(error))
+            | Self::Device(error) => is_out_of_memory(error),
+            _ => false,
+        }
+    }
+
+    /// As a request's caller hears it.
+    fn told(self) -> Self {
+        match self.is_out_of_memory() {
+            true if !matches!(self, Self::OutOfMemory(_)) => Self::OutOfMemory(self.to_string()),
+            _ => self,
+        }
+    }
 }
 
 /// One model on one device; owned by one thread.

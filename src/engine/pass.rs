@@ -27,13 +27,18 @@ pub(super) enum Scores {
     Listed(Shortlist),
 }
 
+/// A pass for which there was no memory is tried again with one token in so many.
+const LESS: usize = 8;
+
 /// One forward pass of those that have a share of it. If it fails for all, each has one of its
-/// own, of at most `chunk` tokens at a time, so that only the one that it fails for has to go.
+/// own, of at most `chunk` tokens at a time, so that only the one that it fails for has to go. If it fails
+/// for want of memory, `relieve` gives up what can be done without first.
 pub(super) fn run(
     engine: &Engine,
     running: &mut [Running],
     shares: &[usize],
     chunk: usize,
+    relieve: impl FnOnce(),
 ) -> Vec<Ran> {
     let mut members: Vec<_> =
         running.iter_mut().zip(shares).filter(|(_, share)| **share > 0).collect();
@@ -41,9 +46,16 @@ pub(super) fn run(
         members.iter().map(|(running, share)| running.cache.len() + **share).collect();
     let ran = match forward(engine, &mut members) {
         Ok(ran) => ran,
-        Err(error) if members.len() == 1 => vec![Ran::Failed(error)],
+        Err(error) if members.len() == 1 && !error.is_out_of_memory() => vec![Ran::Failed(error)],
         Err(error) => {
             tracing::warn!(%error, jobs = members.len(), "a pass failed: one by one");
+            let chunk = match error.is_out_of_memory() {
+                true => {
+                    relieve();
+                    chunk.div_ceil(LESS)
+                }
+                false => chunk,
+            };
             let alone = members.into_iter().zip(goals);
             alone.map(|((running, _), goal)| alone_to(engine, running, goal, chunk)).collect()
         }

@@ -23,7 +23,7 @@ use super::share::share;
 use super::stats::Stats;
 use super::{Engine, EngineError, Limits};
 use crate::cache::Snapshot;
-use crate::sample::Sampler;
+use crate::sample::{SampleError, Sampler};
 use admit::Waiting;
 
 /// Jobs that wait and run, and what is remembered for those to come. Owned by the thread that owns
@@ -124,13 +124,22 @@ impl Scheduler {
             return if self.is_empty() { Step::Idle } else { Step::Blocked };
         }
         let start = Instant::now();
-        let mut ran = run(engine, &mut self.running, &shares, self.limits.chunk_tokens);
-        for (index, ran) in ran.iter().enumerate() {
-            if matches!(ran, Ran::Part | Ran::All(_)) && self.running[index].is_frontier() {
+        let Self { running, prefixes, stats, .. } = self;
+        let relieve = || {
+            stats.evicted += prefixes.shrink(0) as u64;
+            if let Err(error) = engine.workspace.shed() {
+                tracing::warn!(%error, "the device's memory could not be given back");
+            }
+        };
+        let mut ran = run(engine, running, &shares, self.limits.chunk_tokens, relieve);
+        let chosen = self.choose(&mut ran);
+        for (index, (ran, chosen)) in ran.iter().zip(&chosen).enumerate() {
+            // A state whose scores are no numbers is worth nothing to others.
+            let sound = matches!(ran, Ran::Part | Ran::All(_)) && !matches!(chosen, Some(Err(_)));
+            if sound && self.running[index].is_frontier() {
                 self.keep(index);
             }
         }
-        let chosen = self.choose(&mut ran);
         // From the last on: who leaves changes the places of those after it.
         for (index, (ran, chosen)) in ran.into_iter().zip(chosen).enumerate().rev() {
             match (ran, chosen) {
@@ -301,10 +310,11 @@ impl Scheduler {
     fn retire(&mut self, index: usize, ended: Result<Finish, EngineError>) {
         let running = self.running.remove(index);
         self.full = false;
+        let broken = matches!(ended, Err(EngineError::Sample(SampleError::NotFinite { .. })));
         let last = ended.map(|finish| running.outcome(finish));
         let Running { namespace, tokens, cache, reply, saved, .. } = running;
         let tokens = &tokens[..cache.len()];
-        if let Some(state) = cache.into_snapshot().filter(|state| !state.is_empty()) {
+        if let Some(state) = cache.into_snapshot().filter(|state| !state.is_empty() && !broken) {
             let state = Arc::new(state);
             let saved = self.save(namespace, tokens, &state, saved);
             self.prefixes.insert(namespace, tokens, state, saved);
@@ -347,7 +357,7 @@ impl Scheduler {
     fn fail(&mut self, reply: Reply, error: EngineError) {
         self.stats.ended += 1;
         self.stats.failed += 1;
-        reply.end(Update::Failed(Arc::new(error)));
+        reply.end(Update::Failed(Arc::new(error.told())));
     }
 }
 

@@ -11,6 +11,11 @@ use crate::cache::{pooling, CompressorCache, LayerCache};
 use crate::config::{Config, LayerKind};
 use crate::weights::{self, Weights};
 
+/// Tokens whose queries are made and attended to at a time: enough for a GPU's matrix units, and a chunk of a
+/// prompt has four times as many. In the full model a token's queries take 128 KiB, and what attention
+/// makes of them as much again, eight times what all else of a layer takes.
+const SLICE_TOKENS: usize = 1024;
+
 /// Multi-head attention with one shared row for keys and values, low-rank queries and a grouped
 /// low-rank output.
 #[derive(Debug)]
@@ -99,16 +104,57 @@ impl Attention {
         caches: &mut [&mut LayerCache],
     ) -> Result<Tensor> {
         let Step { batch, ws, .. } = step;
-        let choosing = self.indexer.as_ref().filter(|i| i.head_weights(batch).is_some());
         let projected = self.project(xs, batch, ws)?;
+        let weights = projected.head_weights.as_ref();
+        let of_latent = self.of_latent(weights.is_some());
+        if batch.tokens() <= SLICE_TOKENS {
+            let matrices: Vec<_> = of_latent.iter().map(|layer| layer.weight()).collect();
+            let (queries, kv) = self.settle(&projected, step, caches, |settle| {
+                ops::settle_and_project(settle, &matrices, batch, ws)
+            })?;
+            let low = self.attend(queries, &kv, weights, batch, caches, ws)?;
+            return self.output_b.forward(&low, ws);
+        }
+        let (latent, kv) =
+            self.settle(&projected, step, caches, |settle| ops::settle(settle, batch, ws))?;
+        let out = ws.f32((batch.tokens(), self.output_b.weight().rows()))?;
+        for slice in batch.slices(SLICE_TOKENS)?.iter() {
+            let _frame = ws.frame();
+            let of = |whole: &Tensor| whole.narrow(0, slice.rows.start, slice.rows.len());
+            let weights = weights.map(of).transpose()?;
+            // Each finds the rows of those before it in the windows, as if it had come alone.
+            let caches = &caches[slice.sequences.clone()];
+            let (latent, kv) = (of(&latent)?, of(&kv)?);
+            let queries = Linear::forward_all(&of_latent, &latent, ws)?;
+            let low = self.attend(queries, &kv, weights.as_ref(), &slice.batch, caches, ws)?;
+            self.output_b.forward_into(&low, &of(&out)?, ws)?;
+        }
+        Ok(out)
+    }
 
-        let mut of_latent = vec![&self.q_b];
-        of_latent.extend(choosing.map(Indexer::q_b));
-        let (mut queries, kv) = self.settle(&projected, &of_latent, step, caches)?;
-        let chosen = match (choosing, &projected.head_weights) {
-            (Some(indexer), Some(weights)) => {
+    /// What reads the queries' latent: the queries, and those of the indexer if rows are chosen.
+    fn of_latent(&self, choosing: bool) -> Vec<&Linear> {
+        let mut layers = vec![&self.q_b];
+        layers.extend(self.indexer.as_ref().filter(|_| choosing).map(Indexer::q_b));
+        layers
+    }
+
+    /// From the queries of [`Attention::of_latent`] and the tokens' own rows, which go to the windows, to the
+    /// low-rank output; rows are chosen if there are `head_weights` to choose them by.
+    fn attend(
+        &self,
+        mut queries: Vec<Tensor>,
+        kv: &Tensor,
+        head_weights: Option<&Tensor>,
+        batch: &Ragged,
+        caches: &[&mut LayerCache],
+        ws: &Workspace,
+    ) -> Result<Tensor> {
+        let choosing = self.indexer.as_ref().zip(head_weights);
+        let chosen = match choosing {
+            Some((indexer, weights)) => {
                 let keys = lists_of(caches, |cache| cache.keys.as_ref())?;
-                Some(indexer.select(&queries.swap_remove(1), weights, &keys, step)?)
+                Some(indexer.select(&queries.swap_remove(1), weights, &keys, batch, ws)?)
             }
             _ => None,
         };
@@ -126,7 +172,7 @@ impl Attention {
         });
         let attention = ops::Attention {
             q: &queries[0].reshape((batch.tokens(), self.heads, self.head_dim))?,
-            kv: &kv,
+            kv,
             windows: &windows,
             window: self.sliding_window,
             compressed,
@@ -135,8 +181,7 @@ impl Attention {
             batch,
         };
         let heads = ops::turned_attention(attention, &self.rope, self.norm_eps, ws)?;
-        let low = self.output_a.forward_grouped(&heads.flatten_from(1)?, self.output_groups, ws)?;
-        self.output_b.forward(&low, ws)
+        self.output_a.forward_grouped(&heads.flatten_from(1)?, self.output_groups, ws)
     }
 
     /// All that reads `xs`, at once.
@@ -163,15 +208,14 @@ impl Attention {
         })
     }
 
-    /// What `of_latent` makes of the queries' latent, and the tokens' own rows; the caches get what is
-    /// compressed.
-    fn settle(
+    /// What `run` makes of the queries' latent and the tokens' own rows; the caches get what is compressed.
+    fn settle<R>(
         &self,
         projected: &Projected,
-        of_latent: &[&Linear],
         step: Step<'_>,
         caches: &mut [&mut LayerCache],
-    ) -> Result<(Vec<Tensor>, Tensor)> {
+        run: impl FnOnce(Settle<'_>) -> Result<R>,
+    ) -> Result<R> {
         let keys = self.indexer.as_ref().map(Indexer::keys);
         let compressors = [self.compressor.as_ref(), keys].into_iter().flatten();
         let mut rows = Vec::new();
@@ -197,8 +241,7 @@ impl Attention {
             finish: Finish { norm, eps, rope: &self.rope, rounding: self.rounding },
             compressions,
         };
-        let weights: Vec<_> = of_latent.iter().map(|layer| layer.weight()).collect();
-        ops::settle_and_project(settle, &weights, step.batch, step.ws)
+        run(settle)
     }
 }
 

@@ -1,9 +1,9 @@
 //! The lightning indexer: cheap scores that say which compressed rows to attend to.
 
 use candle_core::{Result, Tensor};
-use candle_ds4_ops::{self as ops, Ragged, RopeTable, Rounding, Rows};
+use candle_ds4_ops::{self as ops, Ragged, RopeTable, Rounding, Rows, Workspace};
 
-use super::{Compressor, Linear, Step};
+use super::{Compressor, Linear};
 use crate::cache::pooling;
 use crate::config::{Config, IndexerConfig, LayerKind};
 use crate::weights::{self, Weights};
@@ -84,9 +84,9 @@ impl Indexer {
         queries: &Tensor,
         head_weights: &Tensor,
         keys: &[&Rows],
-        step: Step<'_>,
+        batch: &Ragged,
+        ws: &Workspace,
     ) -> Result<Tensor> {
-        let Step { batch, ws, .. } = step;
         let IndexerConfig { heads, head_dim, top_k } = self.config;
         let q = queries.reshape((batch.tokens(), heads, head_dim))?;
         let Self { rope, rounding, ratio, .. } = self;

@@ -23,6 +23,14 @@ impl Linear {
         ops::matmul(xs, &self.weight, ws)
     }
 
+    /// [`Linear::forward`] into `out` `[tokens, out]`, which may be some rows of a larger tensor.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn forward_into(&self, xs: &Tensor, out: &Tensor, ws: &Workspace) -> Result<()> {
+        ops::matmul_into(xs, &self.weight, out, ws)
+    }
+
     /// Several layers on the same `xs`, which a GPU reads together.
     ///
     /// # Errors

@@ -198,7 +198,9 @@ impl From<&EngineError> for ApiError {
             EngineError::Memory { .. } => {
                 Self::field("max_tokens", error.to_string()).with_code("memory_exceeded")
             }
-            EngineError::Stopping => Self::new(Kind::Overloaded, error.to_string()),
+            EngineError::Stopping | EngineError::OutOfMemory(_) => {
+                Self::new(Kind::Overloaded, error.to_string())
+            }
             EngineError::EmptyPrompt => Self::field("messages", error.to_string()),
             EngineError::Sample(SampleError::Setting { name, .. }) => {
                 Self::field(*name, error.to_string())

@@ -132,10 +132,13 @@ impl<'a> Weights<'a> {
     /// If the device failed meanwhile.
     pub fn finish(self) -> Result<()> {
         #[cfg(feature = "cuda")]
-        if let Some(loader) = &self.loader {
-            let name = || "the last of all".to_owned();
-            let finished = loader.borrow_mut().finish();
-            finished.map_err(|error| WeightsError::Device { name: name(), error })?;
+        if let Some(loader) = self.loader {
+            let failed = |error| WeightsError::Device { name: "the last of all".to_owned(), error };
+            let mut loader = loader.into_inner();
+            loader.finish().map_err(failed)?;
+            // Its staging buffers are nobody's now.
+            drop(loader);
+            candle_ds4_ops::device::trim(&self.device).map_err(failed)?;
         }
         (self.progress.borrow_mut())(self.all, self.all);
         Ok(())

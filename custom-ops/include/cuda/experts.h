@@ -98,7 +98,7 @@ struct ExpertsGroupedDownParams {
 // `out[t] = Σ_slot terms[t, slot] + shared_terms[t]`, slots in order.
 struct ExpertsSumParams {
     const float* terms;         // [tokens, k, hidden]
-    const float* shared_terms;  // [tokens, hidden] or null
+    const float* shared_terms;  // [tokens, hidden] or null; may be `out`
     float* out;                 // [tokens, hidden]
     uint32_t tokens;
     uint32_t k;

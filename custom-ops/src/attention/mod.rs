@@ -12,10 +12,10 @@ use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 use crate::device::cuda::emulating;
 #[cfg(cuda_kernels)]
 use crate::device::cuda::{Gpu, Target};
-use crate::device::{host, host_mut, timed, Workspace};
+use crate::device::{host, host_mut, on_metal, timed, Workspace};
 use crate::kv::{write_rings, Ring, Rows};
 use crate::ragged::{Ragged, Span};
-use crate::{rms_norm, rope, RopeTable, Turn};
+use crate::{rms_norm, rope, rope_normed, RopeTable, Turn};
 
 /// Which compressed rows a token attends to, of those its sequence has.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +78,7 @@ pub fn sink_attention(of: Attention<'_>, ws: &Workspace) -> Result<Tensor> {
 
 /// [`sink_attention`] with all that surrounds it: each head's query is brought to length one (RMS norm
 /// without a weight) and turned to its position; what comes out is turned back, since values carry the
-/// turn of their keys; and the batch's rows are written to the windows.
+/// turn of their keys; and the batch's rows are written to the windows. Queries may be changed.
 ///
 /// Shapes and errors: as [`sink_attention`] and [`rope`].
 /// Source: DeepSeek V4.
@@ -99,8 +99,14 @@ pub fn turned_attention(
         }
     }
     let positions = of.batch.positions();
-    let q = rms_norm(of.q, None, eps, ws)?;
-    rope(&q, rope_table, positions, Turn::Forward)?;
+    let q = if on_metal(of.q.device()) {
+        let q = rms_norm(of.q, None, eps, ws)?;
+        rope(&q, rope_table, positions, Turn::Forward)?;
+        q
+    } else {
+        rope_normed(of.q, eps, rope_table, positions)?;
+        of.q.clone()
+    };
     let out = attend(Attention { q: &q, ..of }, None, ws)?;
     write_rings(&[(of.windows.to_vec(), of.kv)], of.batch)?;
     rope(&out, rope_table, positions, Turn::Inverse)?;

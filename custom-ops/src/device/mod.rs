@@ -9,6 +9,7 @@ pub mod metal;
 mod profile;
 mod rows;
 mod timeline;
+mod trim;
 mod upload;
 mod workspace;
 
@@ -18,6 +19,7 @@ pub(crate) use profile::timed;
 pub use profile::{profile, profiling, Class};
 pub(crate) use rows::for_each_row;
 pub use timeline::{timeline, Block};
+pub use trim::{is_out_of_memory, trim};
 pub use upload::{upload, Upload};
 pub use workspace::{Frame, Workspace};
 

@@ -2,27 +2,35 @@
 
 use std::cell::{Cell, RefCell};
 
-use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Tensor};
+use candle_core::{bail, CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Tensor};
 
-use super::host_mut;
+use super::{host_mut, trim};
+
+/// Rows that a buffer is made larger by at a time, once it has so many: chunks of a prompt differ in length
+/// by little, and each longer one would have all buffers made anew.
+const ROW_STEP: usize = 256;
+/// Bytes of buffers given up from which on a device's memory pool is asked to give up theirs.
+const WORTH_TRIMMING: usize = 16 << 20;
 
 /// Hands out output tensors in the order in which a step asks for them.
 ///
-/// A step asks for the same tensors in the same order each time, so the n-th request of a step is
-/// served from the n-th buffer: addresses are stable (a captured CUDA graph needs that) and no
-/// allocator runs. [`Workspace::frame`] marks a stretch whose tensors are dead at its end, so that
-/// one layer's buffers serve the next layer too.
+/// A step asks for the same tensors in the same order each time, so the n-th request for rows of some width
+/// is served from the n-th buffer for rows of that width: addresses are stable (a captured CUDA graph needs
+/// that), no allocator runs, and a step of more rows takes more memory for each buffer but not more
+/// buffers, whatever the layers before it asked for. [`Workspace::frame`] marks a stretch whose tensors are
+/// dead at its end, so that one layer's buffers serve the next layer too.
 ///
 /// A tensor taken inside a frame must not be read after the frame's end: it would show a later
 /// op's values. What outlives a frame is taken before the frame is opened. The one exception is what a
 /// frame took late: the first op of the next frame may read it, because its outputs are the frame's first
-/// buffers.
+/// buffers of their widths.
 pub struct Workspace {
     device: Device,
-    /// By type, f32 and u32: a request of one type must not displace a buffer of the other, whose address
-    /// may be recorded.
-    buffers: [RefCell<Vec<Tensor>>; 2],
-    next: Cell<[usize; 2]>,
+    lists: RefCell<Vec<List>>,
+    /// The list of each tensor that is taken, in order.
+    taken: RefCell<Vec<usize>>,
+    /// Bytes that it may hold.
+    limit: Cell<usize>,
     #[cfg(cuda_kernels)]
     scratch: RefCell<Option<Tensor>>,
     #[cfg(cuda_kernels)]
@@ -30,26 +38,50 @@ pub struct Workspace {
     poison: bool,
 }
 
+/// Buffers for rows of one width. A request of another type must not displace one whose address may be
+/// recorded, so each type has its own.
+struct List {
+    dtype: DType,
+    width: usize,
+    buffers: Vec<Tensor>,
+    /// How many of them are taken.
+    next: usize,
+}
+
+impl List {
+    /// The buffer that the next request is served from.
+    fn waiting(&self) -> Option<&Tensor> {
+        self.buffers.get(self.next)
+    }
+
+    fn remove(&mut self) {
+        self.buffers.remove(self.next);
+    }
+
+    fn insert(&mut self, buffer: Tensor) {
+        self.buffers.insert(self.next, buffer);
+    }
+}
+
 /// Returns what was taken since [`Workspace::frame`] when it goes out of scope.
 pub struct Frame<'a> {
     workspace: &'a Workspace,
-    mark: [usize; 2],
+    mark: usize,
 }
 
 impl Workspace {
     /// An empty workspace; it grows as the first steps ask.
     pub fn new(device: &Device) -> Self {
-        let poison = cfg!(any(test, debug_assertions));
-        let (buffers, next) = Default::default();
         Self {
             device: device.clone(),
-            buffers,
-            next,
+            lists: RefCell::default(),
+            taken: RefCell::default(),
+            limit: Cell::new(usize::MAX),
             #[cfg(cuda_kernels)]
             scratch: RefCell::new(None),
             #[cfg(cuda_kernels)]
             errand: RefCell::new(None),
-            poison,
+            poison: cfg!(any(test, debug_assertions)),
         }
     }
 
@@ -67,7 +99,7 @@ impl Workspace {
 
     /// Opens a frame: what is taken from now on is taken back when the frame is dropped.
     pub fn frame(&self) -> Frame<'_> {
-        Frame { workspace: self, mark: self.next.get() }
+        Frame { workspace: self, mark: self.taken.borrow().len() }
     }
 
     /// An f32 tensor of this shape with undefined content, for an op to overwrite.
@@ -88,12 +120,34 @@ impl Workspace {
 
     /// Bytes held, used or not.
     pub fn bytes(&self) -> usize {
-        let bytes = |b: &Tensor| b.elem_count() * b.dtype().size_in_bytes();
-        let all: usize =
-            self.buffers.iter().map(|all| all.borrow().iter().map(bytes).sum::<usize>()).sum();
+        let lists = self.lists.borrow();
+        let all: usize = lists.iter().flat_map(|list| &list.buffers).map(bytes).sum();
         #[cfg(cuda_kernels)]
         let all = all + self.scratch.borrow().as_ref().map_or(0, bytes);
         all
+    }
+
+    /// Refuses from now on to hold more than so many bytes, as a device does that has no more.
+    pub fn set_limit(&self, bytes: usize) {
+        self.limit.set(bytes);
+    }
+
+    /// Gives up all buffers that are not taken, and the scratch. What a recorded step works on must not be
+    /// given up.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn shed(&self) -> Result<()> {
+        let before = self.bytes();
+        for list in self.lists.borrow_mut().iter_mut() {
+            list.buffers.truncate(list.next);
+        }
+        #[cfg(cuda_kernels)]
+        self.scratch.replace(None);
+        match before - self.bytes() >= WORTH_TRIMMING {
+            true => trim(&self.device),
+            false => Ok(()),
+        }
     }
 
     /// At least so many bytes for what an op keeps between its own launches; none for 0. The next op
@@ -106,16 +160,16 @@ impl Workspace {
         if bytes == 0 {
             return Ok(None);
         }
-        let mut scratch = self.scratch.borrow_mut();
-        match &*scratch {
-            Some(tensor) if tensor.elem_count() >= bytes => {}
+        let large = |tensor: &Tensor| tensor.elem_count() >= bytes;
+        if !self.scratch.borrow().as_ref().is_some_and(large) {
             // What was there goes first: two of them may not fit.
-            _ => {
-                *scratch = None;
-                *scratch = Some(Tensor::zeros(bytes, DType::U8, &self.device)?);
+            let old = self.scratch.replace(None).map_or(0, |old| old.elem_count());
+            if old >= WORTH_TRIMMING {
+                trim(&self.device)?;
             }
+            self.scratch.replace(Some(self.allocate(bytes, DType::U8)?));
         }
-        Ok(scratch.clone())
+        Ok(self.scratch.borrow().clone())
     }
 
     /// Leaves work for a later launch to run along.
@@ -131,34 +185,71 @@ impl Workspace {
     }
 
     fn take(&self, shape: Shape, dtype: DType) -> Result<Tensor> {
-        let kind = usize::from(dtype != DType::F32);
-        let mut next = self.next.get();
-        let index = next[kind];
         let wanted = shape.elem_count();
-        let mut buffers = self.buffers[kind].borrow_mut();
-        let fits = |b: &Tensor| b.elem_count() >= wanted;
-        if !buffers.get(index).is_some_and(fits) {
-            // At least one element: candle refuses to narrow an empty tensor.
-            let fresh = Tensor::zeros(wanted.max(1), dtype, &self.device)?;
-            match buffers.get_mut(index) {
-                Some(old) => *old = fresh,
-                None => buffers.push(fresh),
+        let width = shape.dims().iter().skip(1).product();
+        let list = self.list(dtype, width);
+        let found = self.lists.borrow()[list].waiting().cloned();
+        let long = found.as_ref().map(|buffer| buffer.elem_count() >= wanted);
+        let buffer = match found.filter(|_| long == Some(true)) {
+            Some(buffer) => buffer,
+            None => {
+                if long == Some(false) && self.taken.borrow().is_empty() {
+                    // A longer step than any before: its other buffers will be too short as well, and what
+                    // they leave in the device's pool is in pieces that longer ones do not fit into.
+                    self.shed()?;
+                } else if long == Some(false) {
+                    // Within a step the others stay: what a step has had once it will not allocate again.
+                    self.lists.borrow_mut()[list].remove();
+                }
+                let rows = shape.dims().first().copied().unwrap_or(1);
+                let rows = if rows < ROW_STEP { rows } else { rows.next_multiple_of(ROW_STEP) };
+                // At least one element: candle refuses to narrow an empty tensor.
+                let fresh = self.allocate((rows * width).max(1), dtype)?;
+                self.lists.borrow_mut()[list].insert(fresh.clone());
+                fresh
             }
-        }
-        let tensor = buffers[index].narrow(0, 0, wanted)?.reshape(shape)?;
-        drop(buffers);
-        next[kind] += 1;
-        self.next.set(next);
+        };
+        let tensor = buffer.narrow(0, 0, wanted)?.reshape(shape)?;
+        self.lists.borrow_mut()[list].next += 1;
+        self.taken.borrow_mut().push(list);
         if self.poison && wanted > 0 {
             tensor.inplace_op1(&Poison)?;
         }
         Ok(tensor)
     }
+
+    fn list(&self, dtype: DType, width: usize) -> usize {
+        let mut lists = self.lists.borrow_mut();
+        let known = lists.iter().position(|list| list.dtype == dtype && list.width == width);
+        known.unwrap_or_else(|| {
+            lists.push(List { dtype, width, buffers: Vec::new(), next: 0 });
+            lists.len() - 1
+        })
+    }
+
+    /// A buffer; if there is no memory for it, after the device's pool has given up what nobody uses.
+    fn allocate(&self, len: usize, dtype: DType) -> Result<Tensor> {
+        let (more, limit) = (len * dtype.size_in_bytes(), self.limit.get());
+        if self.bytes().saturating_add(more) > limit {
+            bail!("out of memory: {more} bytes more than {} are above {limit}", self.bytes());
+        }
+        Tensor::zeros(len, dtype, &self.device).or_else(|_| {
+            trim(&self.device)?;
+            Tensor::zeros(len, dtype, &self.device)
+        })
+    }
+}
+
+fn bytes(buffer: &Tensor) -> usize {
+    buffer.elem_count() * buffer.dtype().size_in_bytes()
 }
 
 impl Drop for Frame<'_> {
     fn drop(&mut self) {
-        self.workspace.next.set(self.mark);
+        let mut lists = self.workspace.lists.borrow_mut();
+        for list in self.workspace.taken.borrow_mut().drain(self.mark..) {
+            lists[list].next -= 1;
+        }
     }
 }
 
@@ -209,6 +300,72 @@ mod tests {
         }
         assert_eq!(ws.bytes(), 4 * (3 + 20 + 4), "later frames fitted into the first one's");
         assert_eq!(kept.to_vec1::<f32>()?, [7.0; 3]);
+        Ok(())
+    }
+
+    /// Of a layer with one width more than the next: a buffer serves its width only, or the next layer's
+    /// wide rows would fall on other buffers than this one's, and all would come to be wide.
+    #[test]
+    fn layers_that_ask_in_another_order_share_their_wide_buffers() -> Result<()> {
+        let ws = Workspace::new(&Device::Cpu);
+        for widths in [&[2, 1000, 1000][..], &[2, 3, 1000, 3, 1000], &[1000, 3, 1000]] {
+            let _frame = ws.frame();
+            for &width in widths {
+                ws.f32((7, width))?;
+            }
+        }
+        assert_eq!(ws.bytes(), 4 * 7 * (2 + 2 * 3 + 2 * 1000));
+        Ok(())
+    }
+
+    #[test]
+    fn a_longer_step_takes_the_place_of_shorter_ones() -> Result<()> {
+        let ws = Workspace::new(&Device::Cpu);
+        let kept = ws.f32((3, 5))?;
+        kept.inplace_op1(&Fill(7.0))?;
+        let mut held = Vec::new();
+        // Within a step of rows nothing is made anew.
+        for rows in [8, 300, 512, 257, 1000, 8] {
+            let _frame = ws.frame();
+            for width in [4, 4, 6] {
+                let _inner = ws.frame();
+                ws.f32((rows, width))?;
+                ws.f32((rows, width))?;
+            }
+            held.push((ws.bytes() - 4 * 3 * 5) / 4 / (2 * 4 + 2 * 6));
+        }
+        assert_eq!(held, [8, 512, 512, 512, 1024, 1024]);
+        assert_eq!(
+            kept.flatten_all()?.to_vec1::<f32>()?,
+            [7.0; 15],
+            "what is taken is not given up"
+        );
+        ws.shed()?;
+        assert_eq!(ws.bytes(), 4 * 3 * 5);
+        Ok(())
+    }
+
+    /// A recorded step must not allocate, and is recorded the second time.
+    #[test]
+    fn a_step_that_is_made_again_allocates_nothing() -> Result<()> {
+        let ws = Workspace::new(&Device::Cpu);
+        let step = || -> Result<()> {
+            let _pass = ws.frame();
+            ws.f32((8, 11))?;
+            for rows in [[8, 2], [2, 8], [1, 3]] {
+                let _layer = ws.frame();
+                for rows in rows {
+                    ws.f32((rows, 5))?;
+                }
+                ws.u32((rows[1], 5))?;
+            }
+            Ok(())
+        };
+        step()?;
+        ws.set_limit(0);
+        step()?;
+        let longer = ws.f32((9, 11)).unwrap_err();
+        assert!(crate::device::is_out_of_memory(&longer), "{longer}");
         Ok(())
     }
 

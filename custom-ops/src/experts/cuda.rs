@@ -17,8 +17,9 @@ const WIDE_ITEM: usize = 128;
 const TABLE_BYTES: usize = 384 * 128;
 /// Experts whose pairs one block can count.
 const MAX_EXPERTS: usize = 8192;
-/// Scratch that a slice of a long batch may take; more tokens go slice by slice.
-const SLICE_BYTES: usize = 512 << 20;
+/// Scratch that a slice of a long batch may take; more tokens go slice by slice. In the full model 4,096 of
+/// them take 528 MiB.
+const SLICE_BYTES: usize = 544 << 20;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -170,12 +171,8 @@ impl<'a> Shape<'a> {
             16 * self.items(tokens),
             4,
         ];
-        if let Some(shared) = self.shared {
-            let order = |mlp: Mlp, wide| halves_order(mlp.gate.format(), wide);
-            if order(shared, self.wide[1]) != order(self.routed, self.wide[0]) {
-                pieces.push(2 * tokens * self.hidden);
-            }
-            pieces.extend([2 * tokens * self.shared_inter, 4 * tokens * self.hidden]);
+        if self.shared.is_some() {
+            pieces.push(2 * tokens * self.shared_inter);
         }
         pieces
     }
@@ -184,10 +181,11 @@ impl<'a> Shape<'a> {
         self.pieces(tokens).into_iter().fold(ScratchSize::default(), ScratchSize::add).bytes()
     }
 
-    /// Tokens of a slice: as many as [`SLICE_BYTES`] allow.
+    /// Tokens of a slice: as many as [`SLICE_BYTES`] allow, about as many in each.
     fn slice(&self, tokens: usize) -> usize {
         let of_token = (self.bytes(1024) / 1024).max(1);
-        tokens.min((SLICE_BYTES / of_token).max(64))
+        let slices = tokens.div_ceil((SLICE_BYTES / of_token).max(64)).max(1);
+        tokens.div_ceil(slices)
     }
 }
 
@@ -281,16 +279,13 @@ impl Call<'_> {
         let mut shared_terms = Address::NULL;
         if let Some(shared) = shared {
             let shared_order = halves_order(shared.gate.format(), wide[1]);
-            let shared_halves = match shared_order == routed_order {
-                true => halves,
-                false => {
-                    let shared_halves = take()?;
-                    halve_rows(self.gpu, part.x, shared_halves, tokens, hidden, shared_order)?;
-                    shared_halves
-                }
-            };
+            // The routed experts are done with theirs by then.
+            if shared_order != routed_order {
+                halve_rows(self.gpu, part.x, halves, tokens, hidden, shared_order)?;
+            }
             let shared_h = take()?;
-            shared_terms = take()?;
+            // The sum reads each of these values before it writes there.
+            shared_terms = part.out;
             let of_item = match tokens {
                 _ if wide[1] => WIDE_ITEM,
                 0..=8 => 8,
@@ -298,7 +293,7 @@ impl Call<'_> {
                 _ => 64,
             };
             let work = Work::all(tokens, of_item, wide[1]);
-            self.network(shared, shared_halves, shared_h, shared_terms, Address::NULL, work)?;
+            self.network(shared, halves, shared_h, shared_terms, Address::NULL, work)?;
         }
         let params = Sum {
             terms,

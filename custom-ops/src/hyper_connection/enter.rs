@@ -8,7 +8,7 @@ use crate::device::cuda::{Gpu, Target};
 #[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
 use crate::device::timed;
 use crate::device::Workspace;
-use crate::{matmul, rms_norm, Matrix};
+use crate::{matmul, rms_norm_over, Matrix};
 
 /// What a sub-layer gave, not yet written back to the streams that it came from.
 #[derive(Clone, Debug)]
@@ -62,7 +62,7 @@ pub fn hyper_enter(
     write_back(state, due)?;
     let raw = matmul(&state.flatten_from(1)?, projection, ws)?;
     let mix = hyper_mix(state, &raw, scale, base, params, ws)?;
-    let xs = rms_norm(&hyper_collapse(state, &mix, ws)?, Some(norm), norm_eps, ws)?;
+    let xs = rms_norm_over(hyper_collapse(state, &mix, ws)?, Some(norm), norm_eps, ws)?;
     Ok((xs, mix))
 }
 
@@ -84,7 +84,7 @@ pub fn hyper_leave(
     write_back(state, due)?;
     let raw = matmul(&state.flatten_from(1)?, projection, ws)?;
     let mix = hyper_head_mix(state, &raw, scale, base, params, ws)?;
-    rms_norm(&hyper_collapse(state, &mix, ws)?, Some(norm), norm_eps, ws)
+    rms_norm_over(hyper_collapse(state, &mix, ws)?, Some(norm), norm_eps, ws)
 }
 
 fn write_back(state: &Tensor, due: Option<&Due>) -> Result<()> {

@@ -52,6 +52,21 @@ pub fn matmul(x: &Tensor, w: &Matrix, ws: &Workspace) -> Result<Tensor> {
 /// Errors: shapes that do not fit each other (names both).
 /// Source: grouped output projection of the DeepSeek V4 paper. Arithmetic as in [`matmul`].
 pub fn grouped_matmul(x: &Tensor, w: &Matrix, groups: usize, ws: &Workspace) -> Result<Tensor> {
+    // Of an `x` without rows the op has more to say.
+    let out = ws.f32((x.dims().first().copied().unwrap_or(0), w.rows()))?;
+    product(x, w, groups, &out, ws)?;
+    Ok(out)
+}
+
+/// [`matmul`] into `out` `[tokens, rows]`, which may be some rows of a larger tensor.
+///
+/// Errors: as [`matmul`], and an `out` of another shape.
+pub fn matmul_into(x: &Tensor, w: &Matrix, out: &Tensor, ws: &Workspace) -> Result<()> {
+    product(x, w, 1, out, ws)
+}
+
+#[cfg_attr(not(cuda_kernels), allow(unused_variables, reason = "scratch is for GPUs"))]
+fn product(x: &Tensor, w: &Matrix, groups: usize, out: &Tensor, ws: &Workspace) -> Result<()> {
     let (stack, rows, cols) = (w.stack(), w.rows(), w.cols());
     if stack != 1 {
         bail!("matmul: needs a single weight, got a stack [{stack}, {rows}, {cols}]");
@@ -63,7 +78,9 @@ pub fn grouped_matmul(x: &Tensor, w: &Matrix, groups: usize, ws: &Workspace) -> 
         [tokens, width] if Some(width) == groups.checked_mul(cols) => tokens,
         ref dims => bail!("matmul: x {dims:?} for a weight [{rows}, {cols}] in {groups} group(s)"),
     };
-    let out = ws.f32((tokens, rows))?;
+    if out.dims() != [tokens, rows] {
+        bail!("matmul: a result {:?} of {tokens} tokens and a weight [{rows}, {cols}]", out.dims());
+    }
     #[cfg(cuda_kernels)]
     let scratch = match Gpu::of(x.device())? {
         Some(gpu) => ws.scratch(cuda::scratch_bytes(&gpu, &[w], tokens, groups)?)?,
@@ -77,11 +94,10 @@ pub fn grouped_matmul(x: &Tensor, w: &Matrix, groups: usize, ws: &Workspace) -> 
         scratch,
     };
     timed(
-        &out,
+        out,
         || Ok((format!("matmul {} [{rows}, {cols}]", w.format()), w.byte_len())),
         || out.inplace_op1(&op),
-    )?;
-    Ok(out)
+    )
 }
 
 /// [`matmul`] of several weights with the same activations: on a GPU one launch where it can be, so that

@@ -2,22 +2,17 @@
 
 use crate::device::for_each_row;
 
-/// Normalises each row of `n` values of `x` into `out`.
-pub(super) fn rms_norm(x: &[f32], weight: Option<&[f32]>, eps: f64, n: usize, out: &mut [f32]) {
-    for_each_row(out, n, |row, out| {
-        let x = &x[row * n..(row + 1) * n];
+/// Normalises each row of `n` values of `x`.
+pub(super) fn rms_norm(x: &mut [f32], weight: Option<&[f32]>, eps: f64, n: usize) {
+    for_each_row(x, n, |_, x| {
         let scale = scale(x, eps);
         match weight {
             Some(weight) => {
-                for ((o, &x), &w) in out.iter_mut().zip(x).zip(weight) {
-                    *o = x * scale * w;
+                for (x, &w) in x.iter_mut().zip(weight) {
+                    *x = *x * scale * w;
                 }
             }
-            None => {
-                for (o, &x) in out.iter_mut().zip(x) {
-                    *o = x * scale;
-                }
-            }
+            None => x.iter_mut().for_each(|x| *x *= scale),
         }
     });
 }

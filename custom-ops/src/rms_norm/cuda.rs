@@ -18,17 +18,16 @@ struct Params {
 pub(super) fn rms_norm(op: &RmsNorm, out: Target) -> Result<()> {
     let out = out.of("rms_norm", DType::F32)?;
     let gpu = out.gpu();
-    let x = gpu.f32("rms_norm", op.x)?;
+    let x = op.x.map(|x| gpu.f32("rms_norm", x)).transpose()?;
     let weight = op.weight.map(|weight| gpu.f32("rms_norm", weight)).transpose()?;
     let params = Params {
-        x: x.address(),
+        x: x.as_ref().map_or(out.address(), Input::address),
         weight: weight.as_ref().map_or(Address::NULL, Input::address),
         out: out.address(),
         eps: op.eps,
         n: op.n as u32,
     };
-    let rows = op.x.elem_count() / op.n.max(1);
-    let launch = Launch::new(rows, threads(op.n)).shared(16 * 8);
+    let launch = Launch::new(op.rows, threads(op.n)).shared(16 * 8);
     // SAFETY: `RmsNormParams`; input and output have `rows` rows of `n`, the weight `n` values.
     unsafe { gpu.launch(Kernel("rms_norm"), launch, &params) }
 }

@@ -4,7 +4,7 @@
 #include "cuda/reduce.cuh"
 
 struct RmsNormParams {
-    const float* x;       // [rows, n]
+    const float* x;       // [rows, n], or where `out` is
     const float* weight;  // [n], or null for ones
     float* out;           // [rows, n]
     double eps;

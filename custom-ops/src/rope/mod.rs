@@ -52,6 +52,68 @@ pub fn rope(x: &Tensor, table: &RopeTable, positions: &Tensor, turn: Turn) -> Re
     )
 }
 
+/// [`rope`] forward of heads that are brought to length one first: each is divided by the root of the mean
+/// of its squares, to which `eps` is added ([`rms_norm`](crate::rms_norm()) without a weight). In place, and
+/// on a GPU in one pass over memory. There is no Metal kernel.
+///
+/// Shapes and errors: as [`rope`]. Source: as those; the queries of DeepSeek V4.
+pub fn rope_normed(x: &Tensor, eps: f64, table: &RopeTable, positions: &Tensor) -> Result<()> {
+    let (tokens, _, dim) = x.dims3()?;
+    if table.channels() > dim || positions.dims() != [tokens] {
+        bail!(
+            "rope: {} channels to rotate in heads of {dim}, {tokens} tokens with positions {:?}",
+            table.channels(),
+            positions.dims()
+        );
+    }
+    if x.elem_count() == 0 {
+        return Ok(());
+    }
+    let per_token = x.elem_count() / tokens;
+    timed(
+        x,
+        || Ok(("rope".to_owned(), 0)),
+        || x.inplace_op1(&RopeNormed { table, positions, eps, per_token, dim }),
+    )
+}
+
+struct RopeNormed<'a> {
+    table: &'a RopeTable,
+    positions: &'a Tensor,
+    eps: f64,
+    per_token: usize,
+    dim: usize,
+}
+
+impl InplaceOp1 for RopeNormed<'_> {
+    fn name(&self) -> &'static str {
+        "rope_normed"
+    }
+
+    fn cpu_fwd(&self, x: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        #[cfg(feature = "cuda-emulator")]
+        if emulating() {
+            return cuda::rope_normed(self, Target::emulated(x, layout));
+        }
+        let x = host_mut::<f32>(self.name(), x, layout)?;
+        let positions = host::<u32>(self.name(), self.positions)?;
+        let (dim, frequencies, positions) = (self.dim, self.table.frequencies(), &*positions);
+        for_each_row(x, self.per_token, |token, heads| {
+            for head in heads.chunks_exact_mut(dim) {
+                let scale = crate::rms_norm::scale(head, self.eps);
+                head.iter_mut().for_each(|x| *x *= scale);
+            }
+            cpu::rotate(heads, dim, frequencies, positions[token], 1.0);
+        });
+        Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        cuda::rope_normed(self, Target::cuda(x, layout))
+    }
+}
+
 struct Rope<'a> {
     table: &'a RopeTable,
     positions: &'a Tensor,

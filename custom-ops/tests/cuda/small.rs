@@ -4,8 +4,8 @@ use bytes::Bytes;
 use candle_core::{Device, Tensor};
 use candle_ds4_ops::{
     embed, hadamard_fp4_round_trip, hyper_collapse, hyper_enter, hyper_expand, hyper_head_mix,
-    hyper_leave, hyper_mix, kv_round_trip, rms_norm, rope, route, Choice, Due, Entrance, Format,
-    Matrix, MixParams, RopeTable, Turn, Yarn,
+    hyper_leave, hyper_mix, kv_round_trip, rms_norm, rms_norm_over, rope, rope_normed, route,
+    Choice, Due, Entrance, Format, Matrix, MixParams, RopeTable, Turn, Yarn,
 };
 use rand::Rng;
 
@@ -49,7 +49,9 @@ fn norms() {
             compare(&format!("{shape:?}"), 1e-6, |place, ws| {
                 let weight = place.tensor(&weight)?;
                 let weight = weighted.then_some(&weight);
-                Ok(vec![rms_norm(&place.tensor(&x)?, weight, 1e-6, ws)?])
+                let x = place.tensor(&x)?;
+                let apart = rms_norm(&x, weight, 1e-6, ws)?;
+                Ok(vec![apart, rms_norm_over(x, weight, 1e-6, ws)?])
             });
         }
     }
@@ -73,6 +75,22 @@ fn rotation_at_any_position() {
                     Ok(vec![x])
                 });
             }
+        }
+    }
+    for table in &tables {
+        for shape in [[3, 64, 512], [1, 11, 70], [5, 3, 64]] {
+            // Heads of other lengths than one.
+            let x = (normal(&mut rng, &shape) * 7.0).unwrap();
+            let positions: Vec<u32> =
+                (0..shape[0]).map(|_| rng.random_range(0..1u32 << 20)).collect();
+            let positions = Tensor::from_vec(positions, shape[0], &Device::Cpu).unwrap();
+            compare(&format!("normed {shape:?}"), 1e-6, |place, ws| {
+                let (x, positions) = (place.tensor(&x)?, place.tensor(&positions)?);
+                let apart = rms_norm(&x, None, 1e-6, ws)?;
+                rope(&apart, table, &positions, Turn::Forward)?;
+                rope_normed(&x, 1e-6, table, &positions)?;
+                Ok(vec![apart, x])
+            });
         }
     }
     let (x, positions) = (normal(&mut rng, &[1, 256]), Tensor::new(&[1u32], &Device::Cpu).unwrap());

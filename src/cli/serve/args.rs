@@ -96,7 +96,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", default_value_t = 256, hide_short_help = true)]
     pub max_waiting: usize,
 
-    /// Megabytes of memory for running answers and known prompts [default: a quarter of all]
+    /// Megabytes of memory for running answers and known prompts [default: a quarter of all, or what an
+    /// NVIDIA GPU has left]
     #[arg(long, value_name = "N", hide_short_help = true)]
     pub kv_memory_mb: Option<usize>,
 

@@ -165,6 +165,74 @@ fn a_pass_that_fails_fails_only_the_job_that_it_fails_for() {
     assert_eq!((jobs.stats().failed, jobs.stats().ended), (1, 3));
 }
 
+/// What a pass takes of memory, and what is kept for others, must not stand in the way of a job that could
+/// run; and a job that cannot must go alone.
+#[test]
+fn a_job_that_finds_no_memory_fails_alone_and_the_next_one_runs() {
+    let engine = engine();
+    let prompt = ids(3, 3 * CHUNK + 7);
+    let alone = |prompt: &[u32]| {
+        let mut alone = scheduler(&engine);
+        let mut want = enqueue(&mut alone, &engine, job(&engine, prompt.to_vec(), 9));
+        run_out(&mut alone, &engine);
+        heard(&mut want)
+    };
+    engine.workspace.shed().unwrap();
+    let want = alone(&prompt[..CHUNK / 8]);
+    let of_few = engine.workspace.bytes();
+    let (whole, other) = (alone(&prompt), alone(&prompt[5..]));
+    assert!(engine.workspace.bytes() > 2 * of_few, "no chunk without memory");
+
+    let mut jobs = scheduler(&engine);
+    let ask = |jobs: &mut Scheduler, prompt: &[u32]| {
+        let mut updates = enqueue(jobs, &engine, job(&engine, prompt.to_vec(), 9));
+        run_out(jobs, &engine);
+        heard(&mut updates)
+    };
+    assert_eq!(ask(&mut jobs, &prompt), whole);
+    assert!(jobs.kept_bytes() > 0);
+    // A whole chunk no longer fits, a part of it does.
+    engine.workspace.shed().unwrap();
+    engine.workspace.set_limit(2 * of_few);
+    assert_eq!(ask(&mut jobs, &prompt[5..]), other);
+    assert!(jobs.stats().evicted > 0 && jobs.stats().failed == 0);
+    // Nothing fits.
+    engine.workspace.shed().unwrap();
+    engine.workspace.set_limit(of_few / 2);
+    let (tokens, end) = ask(&mut jobs, &prompt[9..]);
+    let error = end.unwrap().unwrap_err();
+    assert!(tokens.is_empty() && error.contains("no memory left"), "{error}");
+    assert!(error.contains("--kv-memory-mb"), "{error}");
+    // The memory is back.
+    engine.workspace.set_limit(usize::MAX);
+    assert_eq!(ask(&mut jobs, &prompt), whole);
+    assert_eq!(ask(&mut jobs, &prompt[..CHUNK / 8]), want);
+    assert_eq!((jobs.stats().failed, jobs.stats().ended), (1, 5));
+}
+
+#[test]
+fn a_state_whose_scores_are_no_numbers_is_told_and_not_kept() {
+    let mut bytes = demo_model().to_vec();
+    let gguf = Gguf::from_bytes(demo_model()).unwrap();
+    let scores = gguf.data(gguf.get("output.weight").unwrap()).unwrap();
+    let at = bytes.windows(scores.len()).position(|found| found == &scores[..]).unwrap();
+    // The scale of a block of Q8_0 comes first.
+    bytes[at..at + 2].copy_from_slice(&0x7e00u16.to_le_bytes());
+    let gguf = Gguf::from_bytes(bytes.into()).unwrap();
+    let engine = Engine::from_gguf(&gguf, "demo", &Device::Cpu).unwrap();
+    let mut jobs = scheduler(&engine);
+    for _ in 0..2 {
+        let prompt = ids(3, CHUNK / 2);
+        let mut updates = enqueue(&mut jobs, &engine, job(&engine, prompt, 9));
+        run_out(&mut jobs, &engine);
+        let (tokens, end) = heard(&mut updates);
+        let error = end.unwrap().unwrap_err();
+        assert!(tokens.is_empty() && error.contains("not finite at token 0"), "{error}");
+    }
+    assert_eq!((jobs.stats().failed, jobs.stats().cached_memory_tokens), (2, 0));
+    assert_eq!(jobs.kept_bytes(), 0);
+}
+
 #[test]
 fn caches_that_a_failed_pass_has_torn_are_mended_at_any_moment() {
     let engine = engine();

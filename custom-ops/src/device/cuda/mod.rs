@@ -33,7 +33,7 @@ pub use load::Loader;
 #[cfg(cuda_timeline)]
 pub(crate) use real::timeline;
 #[cfg(feature = "cuda")]
-pub(crate) use real::{between, mark, poison};
+pub(crate) use real::{between, mark, poison, trim};
 #[cfg(feature = "cuda")]
 pub use real::{open, Memory};
 

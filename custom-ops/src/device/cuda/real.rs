@@ -35,7 +35,12 @@ pub fn open(ordinal: usize) -> Result<Device> {
              run on the CPU with --device cpu"
         );
     }
-    let device = Device::new_cuda_with_stream(ordinal)?;
+    let device = Device::new_cuda_with_stream(ordinal).map_err(|error| {
+        error.context(format!(
+            "GPU {ordinal} cannot be opened; nvidia-smi shows what else is in its memory; choose another \
+             with --device cuda:N, or run on the CPU with --device cpu"
+        ))
+    })?;
     let cuda = device.as_cuda_device()?;
     // SAFETY: all work on this device goes through its one stream; the loader's copy stream is joined
     // with it by events.
@@ -48,7 +53,7 @@ pub fn open(ordinal: usize) -> Result<Device> {
 /// What a GPU has, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Not taken by anyone.
+    /// Not taken by anyone, or by this process for what is to come.
     pub free: usize,
     /// In all.
     pub total: usize,
@@ -60,9 +65,25 @@ impl Memory {
     /// # Errors
     /// If it is another device, or the driver fails.
     pub fn of(device: &Device) -> Result<Self> {
-        let stream = device.as_cuda_device()?.cuda_stream();
+        let cuda = device.as_cuda_device()?;
+        let stream = cuda.cuda_stream();
         let (free, total) = stream.context().mem_get_info().map_err(failed("memory"))?;
-        Ok(Self { free, total })
+        let mut kept = 0;
+        if let Some(pool) = pool(cuda)? {
+            use sys::CUmemPool_attribute as Pool;
+            let of = |attribute| {
+                let mut bytes = 0u64;
+                // SAFETY: the pool is the device's; the driver writes one u64 for these attributes.
+                let result = unsafe {
+                    let to = std::ptr::from_mut(&mut bytes).cast();
+                    sys::cuMemPoolGetAttribute(pool, attribute, to)
+                };
+                result.result().map_err(failed("memory pool")).map(|()| bytes)
+            };
+            let held = of(Pool::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+            kept = held.saturating_sub(of(Pool::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?);
+        }
+        Ok(Self { free: free + usize::try_from(kept).unwrap_or(0), total })
     }
 }
 
@@ -322,21 +343,36 @@ pub(crate) fn poison(
 
 /// Freed memory stays in the pool: giving it back to the driver at each wait costs more than a step.
 fn keep_freed_memory(device: &CudaDevice) -> Result<()> {
+    let Some(pool) = pool(device)? else { return Ok(()) };
+    let mut all = u64::MAX;
+    let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the device is open; the driver reads one u64 for this attribute.
+    let result =
+        unsafe { sys::cuMemPoolSetAttribute(pool, threshold, std::ptr::from_mut(&mut all).cast()) };
+    result.result().map_err(failed("memory pool"))
+}
+
+/// Gives back to the driver what the pool holds and nobody uses.
+pub(crate) fn trim(device: &CudaDevice) -> Result<()> {
+    let Some(pool) = pool(device)? else { return Ok(()) };
+    // What was freed is in use until the work queued before it is done, on whichever stream.
+    device.cuda_stream().context().synchronize().map_err(failed("wait"))?;
+    // SAFETY: the device is open, and the pool is its own.
+    unsafe { sys::cuMemPoolTrimTo(pool, 0) }.result().map_err(failed("memory pool"))
+}
+
+/// The pool that the device allocates from, if it has one.
+fn pool(device: &CudaDevice) -> Result<Option<sys::CUmemoryPool>> {
     let context = device.cuda_stream().context().clone();
     if !context.has_async_alloc() {
-        return Ok(());
+        return Ok(None);
     }
+    context.bind_to_thread().map_err(failed("memory pool"))?;
     let mut pool = std::ptr::null_mut();
-    let mut all = u64::MAX;
-    // SAFETY: the device is open; the driver reads one u64 for this attribute.
-    let result = unsafe {
-        sys::cuDeviceGetDefaultMemPool(&mut pool, context.cu_device()).result().and_then(|()| {
-            let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-            sys::cuMemPoolSetAttribute(pool, threshold, std::ptr::from_mut(&mut all).cast())
-                .result()
-        })
-    };
-    result.map_err(failed("memory pool"))
+    // SAFETY: the device is open; the driver writes one handle.
+    let result = unsafe { sys::cuDeviceGetDefaultMemPool(&mut pool, context.cu_device()) };
+    result.result().map_err(failed("memory pool"))?;
+    Ok(Some(pool))
 }
 
 /// A driver's refusal with the name of what it refused.
