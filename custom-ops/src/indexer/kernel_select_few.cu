@@ -15,7 +15,7 @@ struct Found {
     uint32_t bins[PASSES][BINS];
     uint32_t of_warps[WARPS];
     uint32_t bin, above;  // of the pass
-    uint32_t totals[2];   // rows of this block above the last that is wanted, and equal to it
+    alignas(8) uint32_t totals[2];  // rows of this block above the last that is wanted, and equal to it
     uint32_t words[WORDS][2];
     uint32_t before[WORDS][2];
 };
@@ -77,11 +77,21 @@ DEVICE void select(const IndexerSelectParams& p, Found& found) {
             if (j * THREADS + threadIdx.x < count && (keys[j] & mask) == prefix) shared_add(&bins[keys[j] >> shift & digits], 1u);
         }
         cluster_sync();
-        uint32_t two[2] = {0, 0};
-        for (uint32_t b = 0; b < size; b++) {
-            const uint2 theirs = *reinterpret_cast<const uint2*>(cluster_shared(bins, b) + 2u * threadIdx.x);
-            two[0] += theirs.x;
-            two[1] += theirs.y;
+        uint32_t two[2] = {bins[2u * threadIdx.x], bins[2u * threadIdx.x + 1u]};
+        if (size != 1u) {
+            // What the others have comes from afar: asked for at once.
+            uint2 theirs[INDEXER_SELECT_CLUSTER - 1u];
+#pragma unroll
+            for (uint32_t i = 0; i < INDEXER_SELECT_CLUSTER - 1u; i++) {
+                if (i + 1u >= size) break;
+                theirs[i] = *reinterpret_cast<const uint2*>(cluster_shared(bins, (rank + i + 1u) % size) + 2u * threadIdx.x);
+            }
+#pragma unroll
+            for (uint32_t i = 0; i < INDEXER_SELECT_CLUSTER - 1u; i++) {
+                if (i + 1u >= size) break;
+                two[0] += theirs[i].x;
+                two[1] += theirs[i].y;
+            }
         }
         const uint32_t after = threads_after(two[0] + two[1], found.of_warps);
         if (after < wanted && after + two[1] >= wanted) {
@@ -124,9 +134,11 @@ DEVICE void select(const IndexerSelectParams& p, Found& found) {
     cluster_sync();
     // Sums before = all - those from here on.
     uint32_t before[2] = {found.totals[0], found.totals[1]};
-    for (uint32_t b = 0; b < rank; b++) {
-        before[0] += cluster_shared(found.totals, b)[0];
-        before[1] += cluster_shared(found.totals, b)[1];
+#pragma unroll
+    for (uint32_t b = 0; b < INDEXER_SELECT_CLUSTER - 1u; b++) {
+        const uint2 theirs = *reinterpret_cast<const uint2*>(cluster_shared(found.totals, min(b, size - 1u)));
+        before[0] += b < rank ? theirs.x : 0u;
+        before[1] += b < rank ? theirs.y : 0u;
     }
     const uint32_t lower = (1u << lane) - 1u;
 #pragma unroll
