@@ -28,8 +28,8 @@ pub struct Block {
 /// The driver's.
 pub fn timeline(device: &Device) -> Result<Option<Vec<Block>>> {
     match device {
-        #[cfg(cuda_timeline)]
-        Device::Cuda(_) => super::cuda::timeline(device).map(Some),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => super::cuda::timeline(cuda),
         _ => Ok(None),
     }
 }

@@ -19,7 +19,7 @@ mod memory;
 mod real;
 mod scratch;
 mod storage;
-#[cfg(cuda_timeline)]
+#[cfg(feature = "cuda")]
 mod timeline;
 
 #[cfg(feature = "cuda-emulator")]
@@ -30,7 +30,7 @@ pub(crate) use emulated::{emulating, record, Recording};
 pub(crate) use graph::{capture, Graph};
 #[cfg(feature = "cuda")]
 pub use load::Loader;
-#[cfg(cuda_timeline)]
+#[cfg(feature = "cuda")]
 pub(crate) use real::timeline;
 #[cfg(feature = "cuda")]
 pub(crate) use real::{between, mark, poison, trim};

@@ -14,6 +14,7 @@ use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::DeviceId;
 use candle_core::{bail, CudaDevice, Device, Result};
 
+use super::timeline::Timeline;
 use super::{Kernel, Launch, KERNELS, MODULES};
 
 /// Opens GPU `ordinal` the way our ops want it: with a stream of its own that nothing else waits for,
@@ -96,8 +97,8 @@ pub(crate) struct Executor {
     shared_bytes: usize,
     modules: Mutex<Vec<Option<Arc<CudaModule>>>>,
     functions: RwLock<HashMap<Kernel, CudaFunction>>,
-    #[cfg(cuda_timeline)]
-    timeline: Mutex<super::timeline::Timeline>,
+    /// Where kernels that were built to keep a record leave it.
+    timeline: Option<Mutex<Timeline>>,
 }
 
 /// The executor of a device; the same one each time.
@@ -141,8 +142,10 @@ impl Executor {
             )?,
             modules: Mutex::new(vec![None; MODULES.len()]),
             functions: RwLock::new(HashMap::new()),
-            #[cfg(cuda_timeline)]
-            timeline: Mutex::new(super::timeline::Timeline::new(&stream)?),
+            timeline: match cfg!(cuda_timeline) {
+                true => Some(Mutex::new(Timeline::new(&stream)?)),
+                false => None,
+            },
             stream,
         })
     }
@@ -274,11 +277,10 @@ impl Executor {
                          {major}.{minor} (DS4_CUDA_ARCHS at build time), or need a newer driver"
                     ))
                 })?;
-                #[cfg(cuda_timeline)]
-                self.timeline
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .listen(&loaded, &self.stream)?;
+                if let Some(timeline) = &self.timeline {
+                    let timeline = timeline.lock().unwrap_or_else(PoisonError::into_inner);
+                    timeline.listen(&loaded, &self.stream)?;
+                }
                 modules[index] = Some(loaded.clone());
                 loaded
             }
@@ -310,11 +312,11 @@ pub(crate) fn between(begin: &CudaEvent, end: &CudaEvent) -> Result<std::time::D
 }
 
 /// [`crate::device::timeline`].
-#[cfg(cuda_timeline)]
-pub(crate) fn timeline(device: &Device) -> Result<Vec<crate::device::Block>> {
-    let executor = executor(device.as_cuda_device()?)?;
-    let mut timeline = executor.timeline.lock().unwrap_or_else(PoisonError::into_inner);
-    timeline.take(&executor.stream)
+pub(crate) fn timeline(device: &CudaDevice) -> Result<Option<Vec<crate::device::Block>>> {
+    let executor = executor(device)?;
+    let Some(timeline) = &executor.timeline else { return Ok(None) };
+    let mut timeline = timeline.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(Some(timeline.take(&executor.stream)?))
 }
 
 /// Fills a contiguous view of four-byte values with ones: not a number, or the largest index.
