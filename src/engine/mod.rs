@@ -154,7 +154,11 @@ impl EngineError {
     /// As a request's caller hears it.
     fn told(self) -> Self {
         match self.is_out_of_memory() {
-            true if !matches!(self, Self::OutOfMemory(_)) => Self::OutOfMemory(self.to_string()),
+            true if !matches!(self, Self::OutOfMemory(_)) => {
+                // A trace of the place may follow.
+                let words = self.to_string();
+                Self::OutOfMemory(words.lines().next().unwrap_or_default().to_owned())
+            }
             _ => self,
         }
     }

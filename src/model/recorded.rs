@@ -2,13 +2,13 @@
 //!
 //! Launching a step op by op costs a GPU more time than the step itself. So the same forward pass that
 //! serves everything is run once as usual, which brings buffers and kernels into place, once to be
-//! recorded, and from then on replayed. What moves from step to step lies in device memory: ids, positions
-//! and page tables.
+//! recorded, and from then on replayed. Where memory is short, steps go on being launched. What moves from
+//! step to step lies in device memory: ids, positions and page tables.
 
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Tensor};
-use candle_ds4_ops::device::{capture, upload, Graph};
+use candle_ds4_ops::device::{capture, has_room_to_record, upload, Graph};
 use candle_ds4_ops::{Ragged, Workspace};
 
 use super::{ForwardError, Input, Logits, Model, Step};
@@ -131,7 +131,7 @@ impl Recorded {
                 }
                 let Self { batch, ids, ws, .. } = self;
                 let step = Step { ids, batch, ws, observer: None };
-                if self.warm {
+                if self.warm && has_room_to_record(model.device())? {
                     let run = || model.run(step, caches, Logits::Last);
                     let (graph, logits) = capture(model.device(), run)?;
                     graph.launch()?;

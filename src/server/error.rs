@@ -96,7 +96,11 @@ impl ApiError {
     /// An error of this kind.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         let final_word = !matches!(kind, Kind::Server | Kind::Overloaded | Kind::Timeout);
-        let message = message.into();
+        let mut message = message.into();
+        // Where it went wrong is for the log, not for a client (RUST_BACKTRACE adds it).
+        if let Some(trace) = message.find("\n   0: ") {
+            message.truncate(trace);
+        }
         Self { kind, message, param: None, code: None, tokens: None, final_word }
     }
 
@@ -222,5 +226,17 @@ impl From<Refused> for ApiError {
             }
             _ => Self::new(Kind::Overloaded, refused.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_of_the_place_stays_here() {
+        let traced = "no memory\n   0: candle_core::error::Error::bt\n   1: main\n";
+        assert_eq!(ApiError::new(Kind::Server, traced).message, "no memory");
+        assert_eq!(ApiError::new(Kind::Invalid, "two\nlines").message, "two\nlines");
     }
 }

@@ -25,6 +25,23 @@ pub fn can_record(device: &Device) -> bool {
     }
 }
 
+/// Bytes that a driver must have free for a recording: it wants memory of its own for it, and does not survive
+/// to find none.
+#[cfg(feature = "cuda")]
+const ROOM: usize = 64 << 20;
+
+/// Whether there is memory now for another recording. Without it, work can still be launched as usual.
+///
+/// # Errors
+/// The driver's.
+pub fn has_room_to_record(device: &Device) -> Result<bool> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => super::cuda::has_room(cuda, ROOM),
+        _ => Ok(can_record(device)),
+    }
+}
+
 /// Records what `f` launches on `device` instead of running it.
 ///
 /// `f` must have run once before on the same shapes, so that every kernel is loaded and every buffer

@@ -13,7 +13,7 @@ mod trim;
 mod upload;
 mod workspace;
 
-pub use graph::{can_record, capture, Graph};
+pub use graph::{can_record, capture, has_room_to_record, Graph};
 pub(crate) use host::{host, host_mut, Host};
 pub(crate) use profile::timed;
 pub use profile::{profile, profiling, Class};

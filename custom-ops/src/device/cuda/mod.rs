@@ -33,7 +33,7 @@ pub use load::Loader;
 #[cfg(feature = "cuda")]
 pub(crate) use real::timeline;
 #[cfg(feature = "cuda")]
-pub(crate) use real::{between, mark, poison, trim};
+pub(crate) use real::{between, has_room, mark, poison, trim};
 #[cfg(feature = "cuda")]
 pub use real::{open, Memory};
 

@@ -363,6 +363,16 @@ pub(crate) fn trim(device: &CudaDevice) -> Result<()> {
     unsafe { sys::cuMemPoolTrimTo(pool, 0) }.result().map_err(failed("memory pool"))
 }
 
+/// Whether the driver has so many bytes for itself, if need be after the pool has given up what nobody uses.
+pub(crate) fn has_room(device: &CudaDevice, bytes: usize) -> Result<bool> {
+    let stream = device.cuda_stream();
+    let free = || stream.context().mem_get_info().map(|(free, _)| free).map_err(failed("memory"));
+    if free()? < bytes {
+        trim(device)?;
+    }
+    Ok(free()? >= bytes)
+}
+
 /// The pool that the device allocates from, if it has one.
 fn pool(device: &CudaDevice) -> Result<Option<sys::CUmemoryPool>> {
     let context = device.cuda_stream().context().clone();
