@@ -102,7 +102,7 @@ fn is_valid(schema: &Value, value: &Value) -> bool {
 
 /// As many as CI has time for; `DS4_GUIDE_CASES` of them otherwise.
 fn cases() -> u64 {
-    std::env::var("DS4_GUIDE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(60)
+    std::env::var("DS4_GUIDE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(200)
 }
 
 #[test]

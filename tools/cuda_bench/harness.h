@@ -54,6 +54,8 @@ class Buffer {
 #else
         CUDA(cudaMalloc(&data_, std::max<size_t>(n * sizeof(T), 16)));
         CUDA(cudaMemset(data_, fill, n * sizeof(T)));
+        // Kernels run on a stream that does not wait for this one.
+        CUDA(cudaDeviceSynchronize());
 #endif
     }
     explicit Buffer(const std::vector<T>& values) : Buffer(values.size()) { upload(values); }

@@ -68,10 +68,10 @@ template <uint32_t N> DEVICE void products_keep(float (&d)[N]) {
     for (uint32_t i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-#define WGMMA_D4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define WGMMA_D16(d, i) WGMMA_D4(d, i), WGMMA_D4(d, i + 4), WGMMA_D4(d, i + 8), WGMMA_D4(d, i + 12)
-#define WGMMA_D32(d, i) WGMMA_D16(d, i), WGMMA_D16(d, i + 16)
-#define WGMMA_D128(d) WGMMA_D32(d, 0), WGMMA_D32(d, 32), WGMMA_D32(d, 64), WGMMA_D32(d, 96)
+#define ATTENTION_D4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define ATTENTION_D16(d, i) ATTENTION_D4(d, i), ATTENTION_D4(d, i + 4), ATTENTION_D4(d, i + 8), ATTENTION_D4(d, i + 12)
+#define ATTENTION_D32(d, i) ATTENTION_D16(d, i), ATTENTION_D16(d, i + 16)
+#define ATTENTION_D128(d) ATTENTION_D32(d, 0), ATTENTION_D32(d, 32), ATTENTION_D32(d, 64), ATTENTION_D32(d, 96)
 
 // `d = [d +] a b`, 64 rows of A, 64 columns (rows of the tile `b`), 16 values.
 DEVICE void wgmma_n64(float (&d)[32], uint64_t a, uint64_t b, bool add) {
@@ -82,7 +82,7 @@ DEVICE void wgmma_n64(float (&d)[32], uint64_t a, uint64_t b, bool add) {
         "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
         "%32, %33, add, 1, 1, 0, 0;\n}"
-        : WGMMA_D32(d, 0)
+        : ATTENTION_D32(d, 0)
         : "l"(a), "l"(b), "r"(add ? 1 : 0));
 #endif
 }
@@ -95,7 +95,7 @@ DEVICE void wgmma_n64(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool a
         "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
         "{%32, %33, %34, %35}, %36, add, 1, 1, 0;\n}"
-        : WGMMA_D32(d, 0)
+        : ATTENTION_D32(d, 0)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add ? 1 : 0));
 #endif
 }
@@ -113,7 +113,7 @@ DEVICE void wgmma_n256_transposed(float (&d)[128], const uint32_t (&a)[4], uint6
         "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
         "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
         "{%128, %129, %130, %131}, %132, 1, 1, 1, 1;"
-        : WGMMA_D128(d)
+        : ATTENTION_D128(d)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 #endif
 }
