@@ -60,54 +60,23 @@ DEVICE void fetch_all(Piece& piece, const Source& from) {
 
 DEVICE uint32_t word(const uint4& v, uint32_t i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
-// One token: a lane has rows g and g + 8 and an eighth of each block's columns. What has been used is
-// replaced by the next piece at once, so that as much is under way at any time as registers hold.
-DEVICE void multiply_1(Piece& piece, const Source& next, bool f16, uint32_t index, uint32_t blocks,
-                       const float* plain, const uint32_t* quants, const float* scales,
-                       float (&sum)[2]) {
+// One token and a piece of Q8_0: a lane has rows g and g + 8 and an eighth of each block's columns. What has
+// been used is replaced by the next piece at once, so that as much is under way at any time as registers hold.
+DEVICE void multiply_1(Piece& piece, const Source& next, uint32_t index, uint32_t blocks, const uint32_t* quants,
+                       const float* scales, float (&sum)[2]) {
     const uint32_t t = lane_id() % 4u;
-    if (f16) {
 #pragma unroll
-        for (uint32_t i = 0; i < 4; i++) {
-            const uint32_t block = min(index * 4u + i, blocks - 1u);
-            // A block past the end has zero weights.
-            const float4* x = reinterpret_cast<const float4*>(plain + block * 32u + t * 8u);
-            const float4 x0 = x[0], x1 = x[1];
-#pragma unroll
-            for (uint32_t r = 0; r < 2; r++) {
-                const uint4 q = piece.q[2 * i + r];
-                piece.q[2 * i + r] = fetch(next, 2 * i + r);
-                const float2 a = unpack_f16x2(q.x), b = unpack_f16x2(q.y);
-                const float2 c = unpack_f16x2(q.z), d = unpack_f16x2(q.w);
-                float s = sum[r];
-                s = fmaf(a.x, x0.x, s);
-                s = fmaf(a.y, x0.y, s);
-                s = fmaf(b.x, x0.z, s);
-                s = fmaf(b.y, x0.w, s);
-                s = fmaf(c.x, x1.x, s);
-                s = fmaf(c.y, x1.y, s);
-                s = fmaf(d.x, x1.z, s);
-                sum[r] = fmaf(d.y, x1.w, s);
-            }
-        }
-    } else {
-#pragma unroll
-        for (uint32_t i = 0; i < 8; i++) {
-            const uint32_t block = min(index * 8u + i, blocks - 1u);
-            const uint32_t x0 = quants[block * 8u + t], x1 = quants[block * 8u + 4u + t];
-            const float scale = scales[block];
-            const uint4 q = piece.q[i];
-            piece.q[i] = fetch(next, i);
-            const float2 w = unpack_f16x2(word(piece.s[i / 4u], i % 4u));
-            const int32_t s0 = dp4a(q.z, x1, dp4a(q.x, x0, 0)), s1 = dp4a(q.w, x1, dp4a(q.y, x0, 0));
-            sum[0] = fmaf(static_cast<float>(s0), w.x * scale, sum[0]);
-            sum[1] = fmaf(static_cast<float>(s1), w.y * scale, sum[1]);
-            if (i % 4u == 3u) piece.s[i / 4u] = fetch_scales(next, i / 4u);
-        }
-    }
-    if (f16) {
-        piece.s[0] = fetch_scales(next, 0);
-        piece.s[1] = fetch_scales(next, 1);
+    for (uint32_t i = 0; i < 8; i++) {
+        const uint32_t block = min(index * 8u + i, blocks - 1u);
+        const uint32_t x0 = quants[block * 8u + t], x1 = quants[block * 8u + 4u + t];
+        const float scale = scales[block];
+        const uint4 q = piece.q[i];
+        piece.q[i] = fetch(next, i);
+        const float2 w = unpack_f16x2(word(piece.s[i / 4u], i % 4u));
+        const int32_t s0 = dp4a(q.z, x1, dp4a(q.x, x0, 0)), s1 = dp4a(q.w, x1, dp4a(q.y, x0, 0));
+        sum[0] = fmaf(static_cast<float>(s0), w.x * scale, sum[0]);
+        sum[1] = fmaf(static_cast<float>(s1), w.y * scale, sum[1]);
+        if (i % 4u == 3u) piece.s[i / 4u] = fetch_scales(next, i / 4u);
     }
 }
 

@@ -285,7 +285,7 @@ KERNEL(experts_one_down, ExpertsDownParams, 512) {
                 const Source source = i + shares < pieces ? aim(p.shared_down, tile, i + shares)
                                       : tile + 1u < last  ? aim(p.shared_down, tile + 1u, share)
                                                           : nowhere();
-                multiply_1(piece, source, false, i, shared_cols / 32u, nullptr, shared_quants, shared_scales, sum);
+                multiply_1(piece, source, i, shared_cols / 32u, shared_quants, shared_scales, sum);
             }
 #pragma unroll
             for (uint32_t r = 0; r < 2; r++) {

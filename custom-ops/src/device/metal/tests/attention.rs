@@ -104,7 +104,9 @@ fn check_with(
             .collect();
         let (rings, lists): (Vec<_>, Vec<_>) = (rings.iter().collect(), lists.iter().collect());
         let batch = Ragged::new(spans, device).unwrap();
-        let (q, kv, sinks, ids) = (on(&q), on(&kv), on(&sinks), on(&ids));
+        // Queries may be changed: each place has its own.
+        let q = on(&q).copy().unwrap();
+        let (kv, sinks, ids) = (on(&kv), on(&sinks), on(&ids));
         let selection = match kind {
             Kind::Chosen(_) => Selection::Chosen(&ids),
             _ => Selection::Visible { ratio },
