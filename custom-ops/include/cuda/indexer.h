@@ -44,6 +44,6 @@ struct IndexerSelectParams {
 #define INDEXER_SELECT_SHARED(cached, words) (((cached) + 2048u + 64u + 2u * (words)) * 4u)
 // Rows of a block of `indexer_select_few` at most, and its shared memory.
 #define INDEXER_SELECT_FEW 8192u
-// Blocks of a cluster, at most.
-#define INDEXER_SELECT_CLUSTER 8u
 #define INDEXER_SELECT_FEW_SHARED ((3u * 2048u + 32u + 4u + 4u * 256u) * 4u)
+// Blocks of its clusters at most.
+#define INDEXER_SELECT_CLUSTER 8u

@@ -32,7 +32,7 @@ struct EmulatedLaunch {
 // the wrappers of intrinsics, SHARED, and CUDA's words (`__device__`, `threadIdx`, …).
 #include "../../emulator/cuda.h"
 
-#define KERNEL(name, Params, ...)                                                             \
+#define KERNEL(name, Params, threads)                                                         \
     static void name##_body(const Params& p);                                                 \
     extern "C" const char* emulate_##name(const EmulatedLaunch* launch, const void* params) { \
         static thread_local std::string fault;                                                \
@@ -55,14 +55,13 @@ struct EmulatedLaunch {
 #define TIMELINE_END(name)
 #endif
 
-// After the threads of a block may come how many blocks a multiprocessor must hold: both limit registers.
-#define KERNEL(name, Params, ...)                                                                      \
-    static __device__ __forceinline__ void name##_body(const Params& p);                               \
-    extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ Params p) { \
-        TIMELINE_BEGIN                                                                                 \
-        name##_body(p);                                                                                \
-        TIMELINE_END(name)                                                                             \
-    }                                                                                                  \
+#define KERNEL(name, Params, threads)                                                              \
+    static __device__ __forceinline__ void name##_body(const Params& p);                           \
+    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p) { \
+        TIMELINE_BEGIN                                                                             \
+        name##_body(p);                                                                            \
+        TIMELINE_END(name)                                                                         \
+    }                                                                                              \
     static __device__ __forceinline__ void name##_body(const Params& p)
 
 #define SHARED(type, name)                                   \

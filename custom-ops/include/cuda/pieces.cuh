@@ -62,16 +62,20 @@ DEVICE uint32_t word(const uint4& v, uint32_t i) { return i == 0 ? v.x : i == 1 
 
 // One token and a piece of Q8_0: a lane has rows g and g + 8 and an eighth of each block's columns. What has
 // been used is replaced by the next piece at once, so that as much is under way at any time as registers hold.
-DEVICE void multiply_1(Piece& piece, const Source& next, uint32_t index, uint32_t blocks, const uint32_t* quants,
-                       const float* scales, float (&sum)[2]) {
+//
+// `fetch_next(i)` is part i of the next piece; `quants` and `scales` are of the piece's first block, and
+// `there` how many blocks of x there are from it on: one past the end has zero weights.
+template <class Fetch, uint32_t N>
+DEVICE void multiply_1(Piece& piece, Fetch fetch_next, const Source& next, const uint32_t* quants, const float* scales,
+                       uint32_t there, float (&sum)[N]) {
     const uint32_t t = lane_id() % 4u;
 #pragma unroll
     for (uint32_t i = 0; i < 8; i++) {
-        const uint32_t block = min(index * 8u + i, blocks - 1u);
+        const uint32_t block = min(i, there - 1u);
         const uint32_t x0 = quants[block * 8u + t], x1 = quants[block * 8u + 4u + t];
         const float scale = scales[block];
         const uint4 q = piece.q[i];
-        piece.q[i] = fetch(next, i);
+        piece.q[i] = fetch_next(i);
         const float2 w = unpack_f16x2(word(piece.s[i / 4u], i % 4u));
         const int32_t s0 = dp4a(q.z, x1, dp4a(q.x, x0, 0)), s1 = dp4a(q.w, x1, dp4a(q.y, x0, 0));
         sum[0] = fmaf(static_cast<float>(s0), w.x * scale, sum[0]);

@@ -17,7 +17,7 @@ const PACKED: RowFormat = RowFormat::Fp8 { nope: 448, rope: 64 };
 const PREFILL_TOKENS: usize = 16;
 /// `ATTENTION_TURNS`.
 const TURNS: usize = 32;
-/// Blocks of a cluster at most: the largest that every GPU of compute capability 9 and later runs.
+/// `ATTENTION_DECODE_CLUSTER`: the largest cluster that every GPU of compute capability 9 and later runs.
 const CLUSTER: usize = 8;
 
 #[repr(C)]

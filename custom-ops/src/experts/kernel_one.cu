@@ -227,8 +227,9 @@ KERNEL(experts_one_down, ExpertsDownParams, 512) {
         quantize_to_shared<4>(gated, shared_cols, shared_quants, shared_scales, threadIdx.x - 64u * p.k, shares * 32u);
     }
     pdl_wait();
-    if (routed && load_now(p.ids + slot) != expert) {
-        expert = min(load_now(p.ids + slot), p.down.stack - 1u);
+    const uint32_t taken = routed ? load_now(p.ids + slot) : expert;
+    if (taken != expert) {
+        expert = taken;
 #pragma unroll
         for (uint32_t i = 0; i < 8; i++) fetch_row(rows, i, p.down, expert, first * 16u + half);
     }
@@ -285,7 +286,8 @@ KERNEL(experts_one_down, ExpertsDownParams, 512) {
                 const Source source = i + shares < pieces ? aim(p.shared_down, tile, i + shares)
                                       : tile + 1u < last  ? aim(p.shared_down, tile + 1u, share)
                                                           : nowhere();
-                multiply_1(piece, source, i, shared_cols / 32u, shared_quants, shared_scales, sum);
+                const auto fetch_next = [&source](uint32_t j) { return fetch(source, j); };
+                multiply_1(piece, fetch_next, source, shared_quants + i * 64u, shared_scales + i * 8u, shared_cols / 32u - i * 8u, sum);
             }
 #pragma unroll
             for (uint32_t r = 0; r < 2; r++) {

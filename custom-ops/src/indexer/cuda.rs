@@ -21,6 +21,8 @@ const TOKENS_OF_BLOCK: usize = 64;
 /// `INDEXER_SELECT_FEW` and `INDEXER_SELECT_FEW_SHARED`.
 const SELECT_FEW: usize = 8192;
 const SELECT_FEW_SHARED: usize = (3 * 2048 + 32 + 4 + 4 * 256) * 4;
+/// `INDEXER_SELECT_CLUSTER`: more would not be counted.
+const SELECT_CLUSTER: usize = 8;
 /// Scores of a slice of a long batch; more tokens go slice by slice.
 const SLICE_BYTES: usize = 256 << 20;
 /// Tokens from which on a block takes many of them for each key that it reads.
@@ -249,7 +251,7 @@ fn tokens_of_block(gpu: &Gpu, tokens: usize, most: usize) -> usize {
 /// as many.
 fn blocks_of_few(gpu: &Gpu, tokens: usize, rows: usize) -> Option<usize> {
     let blocks = rows.div_ceil(SELECT_FEW).next_power_of_two();
-    let clusters = gpu.capability() >= (9, 0) && blocks <= 8;
+    let clusters = gpu.capability() >= (9, 0) && blocks <= SELECT_CLUSTER;
     let room = blocks * tokens <= gpu.multiprocessors();
     (blocks == 1 || clusters && room).then_some(blocks)
 }

@@ -98,25 +98,6 @@ DEVICE void multiply_f16(Piece& piece, const Source& next, const float* x, float
     piece.s[1] = fetch_scales(next, 1);
 }
 
-// A piece of Q8_0, likewise: a lane has rows g and g + 8 and an eighth of each block's columns.
-DEVICE void multiply_q8_0(Piece& piece, const Source& next, const uint32_t* quants, const float* scales, uint32_t there, float (&sum)[8]) {
-    const uint32_t t = lane_id() % 4u;
-#pragma unroll
-    for (uint32_t i = 0; i < 8; i++) {
-        // A block past the end has zero weights.
-        const uint32_t block = min(i, there - 1u);
-        const uint32_t x0 = quants[block * 8u + t], x1 = quants[block * 8u + 4u + t];
-        const float scale = scales[block];
-        const uint4 q = piece.q[i];
-        piece.q[i] = fetch_one(next, i);
-        const float2 w = unpack_f16x2(word(piece.s[i / 4u], i % 4u));
-        const int32_t s0 = dp4a(q.z, x1, dp4a(q.x, x0, 0)), s1 = dp4a(q.w, x1, dp4a(q.y, x0, 0));
-        sum[0] = fmaf(static_cast<float>(s0), w.x * scale, sum[0]);
-        sum[1] = fmaf(static_cast<float>(s1), w.y * scale, sum[1]);
-        if (i % 4u == 3u) piece.s[i / 4u] = fetch_scales(next, i / 4u);
-    }
-}
-
 // Sums of a tile's 16 rows, of all lanes, to memory. Fixed order.
 DEVICE void leave_f16(const float (&sum)[8], float* to) {
     const uint32_t lane = lane_id();
@@ -224,7 +205,8 @@ DEVICE void matmul_one(const MatmulParams& p, unsigned char* shared) {
                     multiply_f16(now, next, x.plain + local * cols + column, sum);
                 } else {
                     const uint32_t first = local * (cols / 32u) + current * 8u;
-                    multiply_q8_0(now, next, x.quants + first * 8u, x.scales + first, columns.count / 32u - current * 8u, sum);
+                    const auto fetch_next = [&next](uint32_t i) { return fetch_one(next, i); };
+                    multiply_1(now, fetch_next, next, x.quants + first * 8u, x.scales + first, columns.count / 32u - current * 8u, sum);
                 }
             } while (more);
             float* to = sums + (round * MATMUL_WARPS + warp) * 16u;

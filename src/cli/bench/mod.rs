@@ -321,13 +321,15 @@ impl<'a> Run<'a> {
             steps_taken.sort();
             self.steps = steps_taken;
             // Recorded steps, which the profile's are not.
-            next = self.step(&next)?;
-            timeline(self.model.device())?;
-            for _ in 0..TIMELINE_STEPS {
+            if timeline(self.model.device())?.is_some() {
                 next = self.step(&next)?;
+                timeline(self.model.device())?;
+                for _ in 0..TIMELINE_STEPS {
+                    next = self.step(&next)?;
+                }
+                let records = timeline(self.model.device())?;
+                self.timeline = records.map(|blocks| timeline::table(blocks, TIMELINE_STEPS));
             }
-            let records = timeline(self.model.device())?;
-            self.timeline = records.map(|blocks| timeline::table(blocks, TIMELINE_STEPS));
         }
         self.cache.restore(&snapshot)?;
         Ok(Row {

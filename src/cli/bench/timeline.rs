@@ -113,3 +113,32 @@ pub fn table(records: Vec<Block>, steps: usize) -> String {
     );
     table
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn launches_that_overlap_add_what_comes_after_the_end_before() {
+        let block = |kernel, block, begin, ready, end| Block {
+            kernel,
+            blocks: 2,
+            block,
+            processor: block,
+            begin,
+            ready,
+            end,
+        };
+        let records = vec![
+            block("b", 0, 6_000, 10_500, 13_000),
+            block("a", 0, 0, 1_000, 8_000),
+            block("b", 1, 9_000, 11_000, 15_000),
+            block("a", 1, 500, 1_500, 10_000),
+        ];
+        let table = table(records, 1);
+        let of_b = table.lines().find(|line| line.starts_with("b (2) < a")).unwrap();
+        let figures: Vec<&str> = of_b.split_whitespace().skip(4).collect();
+        // Calls and µs of a step; then adds, early, known, works, apart.
+        assert_eq!(figures, ["1.0", "5.0", "5.00", "4.00", "1.00", "4.00", "2.00"], "{table}");
+    }
+}
