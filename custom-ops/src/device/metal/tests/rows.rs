@@ -7,8 +7,8 @@ use super::{assert_close, floats, matrix, places, rng};
 use crate::device::metal::record;
 use crate::{
     hadamard_fp4_round_trip, hyper_collapse, hyper_enter, hyper_expand, hyper_head_mix,
-    hyper_leave, hyper_mix, kv_round_trip, pool, rms_norm, rope, Due, Entrance, Format, MixParams,
-    PoolState, Pooling, Ragged, Ring, RopeTable, RowFormat, Rows, Turn, Workspace, Yarn,
+    hyper_leave, hyper_mix, kv_round_trip, matmul, pool, rms_norm, rope, Due, Entrance, Format,
+    MixParams, PoolState, Pooling, Ragged, Ring, RopeTable, RowFormat, Rows, Turn, Workspace, Yarn,
 };
 
 #[test]
@@ -142,7 +142,11 @@ fn few_tokens_enter_a_sub_layer_in_two_launches() -> Result<()> {
         for (width, scales) in [(params.width(), 3), (streams, 1)] {
             let projection = matrix(format, [1, width, streams * hidden], &mut rng);
             let state = floats((tokens, streams, hidden), 2.0, &mut rng);
-            let [scale, base] = [scales, width].map(|n| floats(n, 0.5, &mut rng));
+            let base = floats(width, 0.5, &mut rng);
+            // Gates of large negative logits would be small, and their error as large as they are.
+            let raw = matmul(&state.flatten_from(1)?, &projection, &ws)?.flatten_all()?;
+            let most = raw.abs()?.max(0)?.to_scalar::<f32>()?;
+            let scale = floats(scales, 3.0 / most, &mut rng);
             let norm = floats(hidden, 1.0, &mut rng);
             let y = floats((tokens, hidden), 1.0, &mut rng);
             let mix = floats((tokens, params.width()), 1.0, &mut rng);
