@@ -10,8 +10,8 @@ use std::process::Command;
 use std::{env, fs};
 
 /// Parts that every kernel begins with, in their order.
-const PARTS: [&str; 8] =
-    ["prelude", "reduce", "rounding", "iq2_xxs", "blocks", "tiles", "rows", "route"];
+const PARTS: [&str; 9] =
+    ["prelude", "reduce", "rounding", "iq2_xxs", "blocks", "vec", "tiles", "rows", "route"];
 
 pub fn build() -> Result<(), Box<dyn std::error::Error>> {
     for variable in ["CXX", "DS4_EMULATOR_SANITIZE"] {

@@ -32,7 +32,7 @@ pub use embed::embed;
 pub use experts::{experts, routed_experts, Mlp};
 pub use hyper_connection::{
     hyper_collapse, hyper_enter, hyper_expand, hyper_head_mix, hyper_leave, hyper_mix, Due,
-    Entrance, MixParams,
+    Entrance, Given, MixParams,
 };
 pub use indexer::{select_rows, select_rows_raw, NO_ROW};
 pub use kv::{

@@ -2,8 +2,8 @@
 
 use candle_core::{bail, Result, Tensor};
 use candle_ds4_ops::{
-    self as ops, Compressed, Compression, Finish, Ragged, RopeTable, Rounding, Rows, Selection,
-    Settle, Workspace,
+    self as ops, Compressed, Compression, Finish, Given, Ragged, RopeTable, Rounding, Rows,
+    Selection, Settle, Workspace,
 };
 
 use super::{Compressor, Indexer, Linear, RmsNorm, Step};
@@ -93,7 +93,7 @@ impl Attention {
     }
 
     /// Attends `xs` `[tokens, hidden]` over each sequence's window and selected compressed rows,
-    /// and appends this batch's rows to the caches.
+    /// and appends this batch's rows to the caches. The last product may be left to the streams.
     ///
     /// # Errors
     /// If the shapes do not fit, or the device has no memory left.
@@ -102,7 +102,7 @@ impl Attention {
         xs: &Tensor,
         step: Step<'_>,
         caches: &mut [&mut LayerCache],
-    ) -> Result<Tensor> {
+    ) -> Result<Given> {
         let Step { batch, ws, .. } = step;
         let projected = self.project(xs, batch, ws)?;
         let weights = projected.head_weights.as_ref();
@@ -113,7 +113,7 @@ impl Attention {
                 ops::settle_and_project(settle, &matrices, batch, ws)
             })?;
             let low = self.attend(queries, &kv, weights, batch, caches, ws)?;
-            return self.output_b.forward(&low, ws);
+            return Ok(self.output_b.of(low));
         }
         let (latent, kv) =
             self.settle(&projected, step, caches, |settle| ops::settle(settle, batch, ws))?;
@@ -129,7 +129,7 @@ impl Attention {
             let low = self.attend(queries, &kv, weights.as_ref(), &slice.batch, caches, ws)?;
             self.output_b.forward_into(&low, &of(&out)?, ws)?;
         }
-        Ok(out)
+        Ok(out.into())
     }
 
     /// What reads the queries' latent: the queries, and those of the indexer if rows are chosen.

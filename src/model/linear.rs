@@ -1,7 +1,7 @@
 //! A matrix in whatever format the file has it.
 
 use candle_core::{Result, Tensor};
-use candle_ds4_ops::{self as ops, Matrix, Workspace};
+use candle_ds4_ops::{self as ops, Given, Matrix, Workspace};
 
 /// `y = W x` without bias; hides the format of `W` and the device.
 #[derive(Debug)]
@@ -21,6 +21,11 @@ impl Linear {
     /// If the width of `xs` is not `in`.
     pub fn forward(&self, xs: &Tensor, ws: &Workspace) -> Result<Tensor> {
         ops::matmul(xs, &self.weight, ws)
+    }
+
+    /// [`Linear::forward`], left to whoever takes the result in.
+    pub fn of(&self, xs: Tensor) -> Given {
+        Given::Product { x: xs, w: self.weight.clone() }
     }
 
     /// [`Linear::forward`] into `out` `[tokens, out]`, which may be some rows of a larger tensor.

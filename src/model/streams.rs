@@ -1,7 +1,7 @@
 //! The residual streams on their way through the layers.
 
 use candle_core::{bail, Result, Tensor};
-use candle_ds4_ops::Due;
+use candle_ds4_ops::{Due, Given};
 
 /// Residual streams, and what the last sub-layer gave: the next one's way in writes it back, so that
 /// the streams are read once.
@@ -39,9 +39,9 @@ impl Streams {
     ///
     /// # Errors
     /// If none was.
-    pub fn give(&mut self, y: Tensor) -> Result<()> {
+    pub fn give(&mut self, given: impl Into<Given>) -> Result<()> {
         let Some(mix) = self.mix.take() else { bail!("streams: a result of no sub-layer") };
-        self.due = Some(Due { y, mix });
+        self.due = Some(Due { given: given.into(), mix });
         Ok(())
     }
 
@@ -57,7 +57,13 @@ impl Streams {
             Tensor::cat(&rows, 0)
         };
         let due = match &self.due {
-            Some(due) => Some(Due { y: of(&due.y)?, mix: of(&due.mix)? }),
+            Some(Due { given, mix }) => {
+                let given = match given {
+                    Given::Value(value) => Given::Value(of(value)?),
+                    Given::Product { x, w } => Given::Product { x: of(x)?, w: w.clone() },
+                };
+                Some(Due { given, mix: of(mix)? })
+            }
             None => None,
         };
         Ok(Self { state: of(&self.state)?, due, mix: None })

@@ -143,7 +143,7 @@ pub(super) fn enter(op: &Enter, out: Target) -> Result<()> {
     let is_head = entrance.projection.rows() == streams;
     let mix = if is_head { None } else { Some(gpu.f32(name, op.mix)?) };
     let due = match op.due {
-        Some(due) => Some((gpu.f32(name, &due.y)?, gpu.f32(name, &due.mix)?)),
+        Some(due) => Some((gpu.f32(name, due.given.value()?)?, gpu.f32(name, &due.mix)?)),
         None => None,
     };
     let params = EnterParams {

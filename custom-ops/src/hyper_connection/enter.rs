@@ -14,9 +14,58 @@ use crate::{matmul, rms_norm_over, Matrix};
 #[derive(Clone, Debug)]
 pub struct Due {
     /// Its result `[tokens, hidden]`.
-    pub y: Tensor,
+    pub given: Given,
     /// What [`hyper_enter`] gave with its input.
     pub mix: Tensor,
+}
+
+/// A sub-layer's result, or its last product, which whoever takes it in may compute on the way.
+#[derive(Clone, Debug)]
+pub enum Given {
+    /// `[tokens, hidden]` f32.
+    Value(Tensor),
+    /// `W·x`, as [`matmul`] computes it.
+    Product {
+        /// `[tokens, cols]` f32.
+        x: Tensor,
+        /// `[hidden, cols]`.
+        w: Matrix,
+    },
+}
+
+impl From<Tensor> for Given {
+    fn from(value: Tensor) -> Self {
+        Self::Value(value)
+    }
+}
+
+impl Given {
+    /// The result, computed if it was not.
+    ///
+    /// # Errors
+    /// As [`matmul`].
+    pub fn compute(&self, ws: &Workspace) -> Result<Tensor> {
+        match self {
+            Self::Value(value) => Ok(value.clone()),
+            Self::Product { x, w } => matmul(x, w, ws),
+        }
+    }
+
+    #[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+    pub(super) fn value(&self) -> Result<&Tensor> {
+        match self {
+            Self::Value(value) => Ok(value),
+            Self::Product { .. } => bail!("hyper_enter: due is a product that nobody computed"),
+        }
+    }
+
+    #[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+    fn dims(&self) -> Result<[usize; 2]> {
+        match self {
+            Self::Value(value) => value.dims2().map(|(tokens, hidden)| [tokens, hidden]),
+            Self::Product { x, w } => Ok([x.dim(0)?, w.rows()]),
+        }
+    }
 }
 
 /// The weights of a way in.
@@ -46,8 +95,8 @@ pub struct Entrance<'a> {
 /// that do not fit.
 /// Source: as [`hyper_mix`].
 ///
-/// What is due may lie in buffers of a frame of `ws` that has ended, as long as nothing was taken since:
-/// the buffers taken here come before those of a frame's last results.
+/// A value that is due may lie in buffers of a frame of `ws` that has ended, as long as nothing was taken
+/// since: the buffers taken here come before those of a frame's last results. The `x` of a product must not.
 pub fn hyper_enter(
     state: &Tensor,
     due: Option<&Due>,
@@ -59,7 +108,7 @@ pub fn hyper_enter(
     if let Some(entered) = at_once(state, due, entrance, params.width(), ws)? {
         return Ok(entered);
     }
-    write_back(state, due)?;
+    write_back(state, due, ws)?;
     let raw = matmul(&state.flatten_from(1)?, projection, ws)?;
     let mix = hyper_mix(state, &raw, scale, base, params, ws)?;
     let xs = rms_norm_over(hyper_collapse(state, &mix, ws)?, Some(norm), norm_eps, ws)?;
@@ -81,14 +130,14 @@ pub fn hyper_leave(
     if let Some((xs, _)) = at_once(state, due, entrance, params.streams, ws)? {
         return Ok(xs);
     }
-    write_back(state, due)?;
+    write_back(state, due, ws)?;
     let raw = matmul(&state.flatten_from(1)?, projection, ws)?;
     let mix = hyper_head_mix(state, &raw, scale, base, params, ws)?;
     rms_norm_over(hyper_collapse(state, &mix, ws)?, Some(norm), norm_eps, ws)
 }
 
-fn write_back(state: &Tensor, due: Option<&Due>) -> Result<()> {
-    due.map_or(Ok(()), |due| hyper_expand(state, &due.y, &due.mix))
+fn write_back(state: &Tensor, due: Option<&Due>, ws: &Workspace) -> Result<()> {
+    due.map_or(Ok(()), |due| hyper_expand(state, &due.given.compute(ws)?, &due.mix))
 }
 
 /// Whether a device has kernels that do all of it.
@@ -105,6 +154,20 @@ fn enters_at_once(state: &Tensor, projection: &Matrix) -> Result<bool> {
     Ok(false)
 }
 
+/// Whether they also compute what is due.
+#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+#[cfg_attr(
+    not(any(feature = "metal", feature = "metal-emulator")),
+    allow(unused_variables, reason = "of Metal's kernels")
+)]
+fn multiplies_at_once(state: &Tensor, given: &Given) -> bool {
+    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    if let (Given::Product { w, .. }, true) = (given, crate::device::on_metal(state.device())) {
+        return super::metal::multiplies_at_once(w);
+    }
+    false
+}
+
 /// As few launches as a GPU has kernels for: input and mix (of the head: nothing).
 #[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
 fn at_once(
@@ -119,6 +182,13 @@ fn at_once(
         return Ok(None);
     }
     let Entrance { projection, scale, base, norm, params, .. } = entrance;
+    let due = match due {
+        Some(Due { given, mix }) if !multiplies_at_once(state, given) => {
+            Some(Due { given: given.compute(ws)?.into(), mix: mix.clone() })
+        }
+        _ => due.cloned(),
+    };
+    let due = due.as_ref();
     let shape = [projection.rows(), projection.cols()];
     let scales = if width == streams { 1 } else { 3 };
     if streams != params.streams || shape != [width, streams * hidden] {
@@ -129,8 +199,15 @@ fn at_once(
         bail!("hyper_enter: scale {scale:?}, base {base:?}, norm {norm:?} for {width} values");
     }
     if let Some(due) = due {
-        if due.y.dims() != [tokens, hidden] || due.mix.dims() != [tokens, params.width()] {
-            bail!("hyper_enter: due {:?} with mix {:?}", due.y.dims(), due.mix.dims());
+        let given = due.given.dims()?;
+        if given != [tokens, hidden] || due.mix.dims() != [tokens, params.width()] {
+            bail!("hyper_enter: due {given:?} with mix {:?}", due.mix.dims());
+        }
+        if let Given::Product { x, w } = &due.given {
+            if x.dims() != [tokens, w.cols()] {
+                let w = [w.rows(), w.cols()];
+                bail!("hyper_enter: due a product of {:?} with a weight {w:?}", x.dims());
+            }
         }
     }
     #[cfg(cuda_kernels)]
@@ -149,9 +226,13 @@ fn at_once(
         #[cfg(any(feature = "metal", feature = "metal-emulator"))]
         partial: ws.f32(super::metal::partial_values(state)?)?,
     };
+    let product = match due.map(|due| &due.given) {
+        Some(Given::Product { w, .. }) => w.byte_len(),
+        _ => 0,
+    };
     timed(
         &xs,
-        || Ok(("hyper_enter".to_owned(), projection.byte_len())),
+        || Ok(("hyper_enter".to_owned(), projection.byte_len() + product)),
         || xs.inplace_op1(&enter),
     )?;
     #[cfg(cuda_kernels)]

@@ -109,20 +109,23 @@ KERNEL(hyper_expand)
 
 // ------------------------------------------------------------------------------------------------
 // A sub-layer's way in, of few tokens, in two launches: one that passes over the streams, in blocks of
-// channels, and one that knows what all blocks have found.
+// channels, and one that knows what all blocks have found. What is due may be a product that nobody has
+// computed: a block of channels is a block of its rows, and the first launch computes them.
 //
 // The norm of the collapsed streams is found without them: x = Σ pre_i S_i, so that |x|² =
 // Σ pre_i pre_j (S_i · S_j), and the first launch leaves the products of the streams with each other.
 
-// Channels of a block: eight for each lane of a SIMD-group.
-#define ENTER_CHANNELS (8u * LANES)
+// Channels of a block: one for each lane.
+#define ENTER_CHANNELS LANES
+#define ENTER_SIMDS 8u
+#define ENTER_THREADS (ENTER_SIMDS * LANES)
 // What a block leaves of a token: a value for each row of the projection, then S_i · S_j at 32 + 4i + j.
-#define ENTER_VALUES 64u
-#define ENTER_ROWS 24u
+#define ENTER_VALUES 48u
 
 struct Enter {
     uint streams;
     uint hidden;
+    uint blocks;     // of channels
     uint rows;       // of the projection
     uint row_bytes;
     uint iterations;
@@ -134,93 +137,126 @@ struct Enter {
 // Pipelines for streams that something is due to.
 FUNCTION_CONSTANT(bool, IS_DUE, 1)
 
-// Grid: blocks of channels, tokens. Two SIMD-groups a stream, which share the projection's rows. What is
-// due is written back first. Writes `partial` [tokens, blocks, ENTER_VALUES].
+// A SIMD-group a stream takes in what is due, of which the block's share is `y`; then all leave the block's
+// share of the sums. `streams` has room for ENTER_CHANNELS of each, and is free again after the next barrier.
+template <typename F, typename Y>
+void take_in(constant Enter& p, uint token, uint block, device const uchar* projection, Y y,
+             device const float* due, device float* state, device float* partial,
+             threadgroup float* streams, uint lane, uint simd) {
+    uint n = p.streams, first = block * ENTER_CHANNELS, channel = first + lane;
+    bool active = simd < n && channel < p.hidden;
+    device float* of_token = state + ulong(token) * n * p.hidden;
+    float v = 0.0f;
+    if (active && IS_DUE) {
+        device const float* mix = due + token * (2u + n) * n;
+        v = mix[n + simd] * y[lane];
+        for (uint j = 0; j < n; j++) v = fma(mix[2u * n + j * n + simd], of_token[j * p.hidden + channel], v);
+    } else if (active) {
+        v = of_token[simd * p.hidden + channel];
+    }
+    if (simd < n) streams[simd * ENTER_CHANNELS + lane] = v;
+    // All have read the old state.
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (active && IS_DUE) of_token[simd * p.hidden + channel] = v;
+    device float* out = partial + (ulong(token) * p.blocks + block) * ENTER_VALUES;
+    // Two rows at a time; a lane of a row has eight channels of a stream. Hidden sizes are multiples of eight.
+    uint run = lane % 16u, stream = run / 4u, at = run % 4u * 8u;
+    bool there = stream < n && first + at < p.hidden;
+    for (uint row0 = 2u * simd; row0 < p.rows; row0 += 2u * ENTER_SIMDS) {
+        uint row = row0 + lane / 16u;
+        float sum = 0.0f;
+        if (there && row < p.rows) {
+            float w[8];
+            // Of these formats none looks anything up.
+            F::run8(projection + ulong(row) * p.row_bytes, (stream * p.hidden + first + at) / 8u, nullptr, w);
+            threadgroup const float* s = streams + stream * ENTER_CHANNELS + at;
+            for (uint i = 0; i < 8; i++) sum = fma(w[i], s[i], sum);
+        }
+        for (uint step = 1; step < 16u; step *= 2u) sum += simd_shuffle_xor(sum, ushort(step));
+        if (run == 0u && row < p.rows) out[row] = sum;
+    }
+    for (uint pair = simd; pair < n * n; pair += ENTER_SIMDS) {
+        uint a = pair / n, b = pair % n;
+        float sum = simd_sum(streams[a * ENTER_CHANNELS + lane] * streams[b * ENTER_CHANNELS + lane]);
+        if (lane == 0u) out[32u + MOST_STREAMS * a + b] = sum;
+    }
+}
+
+// Grid: blocks of channels, tokens. Writes `partial` [tokens, blocks, ENTER_VALUES].
 template <typename F>
 kernel void hyper_streams(constant Enter& p [[buffer(0)]], device const uchar* projection [[buffer(1)]],
                           device const float* y [[buffer(2)]], device const float* due [[buffer(3)]],
                           device float* state [[buffer(4)]], device float* partial [[buffer(5)]],
                           THREAD_POSITION) {
-    THREADGROUP(uint, grid, [uint(F::GRID)]);
-    THREADGROUP(float, streams, [MOST_STREAMS][ENTER_CHANNELS]);
-    THREADGROUP(float, sums, [2u * MOST_STREAMS][ENTER_ROWS / 2u]);
-    uint n = p.streams, stream = simd / 2u, half_of = simd % 2u, token = group.y;
-    fill_grid<F>(grid, index, 2u * n * LANES);
-    if (has_grid<F>()) threadgroup_barrier(mem_flags::mem_threadgroup);
-    // Hidden sizes are multiples of eight.
-    uint channel = group.x * ENTER_CHANNELS + 8u * lane;
-    bool active = channel < p.hidden;
-    device float* of_token = state + ulong(token) * n * p.hidden;
-    float s[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-    if (active && IS_DUE) {
-        device const float* mix = due + token * (2u + n) * n;
-        device const float* from = y + ulong(token) * p.hidden + channel;
-        float post = mix[n + stream];
-        for (uint i = 0; i < 8; i++) s[i] = post * from[i];
-        for (uint j = 0; j < n; j++) {
-            float c = mix[2u * n + j * n + stream];
-            device const float* old = of_token + j * p.hidden + channel;
-            for (uint i = 0; i < 8; i++) s[i] = fma(c, old[i], s[i]);
-        }
-    } else if (active) {
-        device const float* old = of_token + stream * p.hidden + channel;
-        for (uint i = 0; i < 8; i++) s[i] = old[i];
+    THREADGROUP(float, streams, [MOST_STREAMS * ENTER_CHANNELS]);
+    device const float* share = y + ulong(group.y) * p.hidden + group.x * ENTER_CHANNELS;
+    take_in<F>(p, group.y, group.x, projection, share, due, state, partial, streams, lane, simd);
+}
+
+struct Product {
+    Enter enter;
+    uint tokens;
+    uint cols;
+    uint row_bytes;
+    uint format;  // as `dense_code` of src/matmul/metal.rs says
+};
+
+// The same of what is due as w·x [hidden, cols] of up to T tokens. Grid: blocks of channels.
+template <typename F, uint T>
+kernel void hyper_product(constant Product& p [[buffer(0)]], device const uchar* projection [[buffer(1)]],
+                          device const uchar* w [[buffer(2)]], device const float* x [[buffer(3)]],
+                          device const float* due [[buffer(4)]], device float* state [[buffer(5)]],
+                          device float* partial [[buffer(6)]], THREAD_POSITION) {
+    THREADGROUP(float, y, [T * ENTER_CHANNELS]);
+    THREADGROUP(float, streams, [MOST_STREAMS * ENTER_CHANNELS]);
+    uint first = group.x * ENTER_CHANNELS, rows = min(ENTER_CHANNELS, p.enter.hidden - first);
+    device const uchar* of_block = w + ulong(first) * p.row_bytes;
+    for (uint row = VEC_ROWS * simd; row < rows; row += VEC_ROWS * ENTER_SIMDS) {
+        rows_of_any<T>(p.format, of_block, p.row_bytes, row, rows, p.cols, x, p.cols, (threadgroup float*)y,
+                       ENTER_CHANNELS, p.tokens, lane);
     }
-    if (half_of == 0u) {
-        for (uint i = 0; i < 8; i++) streams[stream][8u * lane + i] = s[i];
-    }
-    uint mine = div_up(p.rows, 2u), first = half_of * mine, last = min(first + mine, p.rows);
-    for (uint row = first; row < last; row++) {
-        float sum = 0.0f;
-        if (active) {
-            float v[8];
-            F::run8(projection + ulong(row) * p.row_bytes, (stream * p.hidden + channel) / 8u, grid, v);
-            for (uint i = 0; i < 8; i++) sum = fma(v[i], s[i], sum);
-        }
-        sum = simd_sum(sum);
-        if (lane == 0u) sums[simd][row - first] = sum;
-    }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    // All have read the old state.
-    if (active && IS_DUE && half_of == 0u) {
-        device float* to = of_token + stream * p.hidden + channel;
-        for (uint i = 0; i < 8; i++) to[i] = s[i];
-    }
-    device float* out = partial + (ulong(token) * groups.x + group.x) * ENTER_VALUES;
-    if (index < p.rows) {
-        uint at = index / mine, of = index % mine;
-        float sum = 0.0f;
-        for (uint i = 0; i < n; i++) sum += sums[2u * i + at][of];
-        out[index] = sum;
-    }
-    for (uint pair = simd; pair < n * n; pair += 2u * n) {
-        uint a = pair / n, b = pair % n;
-        float sum = 0.0f;
-        for (uint i = lane; i < ENTER_CHANNELS; i += LANES) sum = fma(streams[a][i], streams[b][i], sum);
-        sum = simd_sum(sum);
-        if (lane == 0u) out[32u + MOST_STREAMS * a + b] = sum;
+    for (uint token = 0; token < p.tokens; token++) {
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        take_in<F>(p.enter, token, group.x, projection, (threadgroup const float*)y + token * ENTER_CHANNELS, due,
+                   state, partial, streams, lane, simd);
     }
 }
 
-INSTANCE(hyper_streams_f32, hyper_streams<F32>)
-INSTANCE(hyper_streams_f16, hyper_streams<F16>)
-INSTANCE(hyper_streams_bf16, hyper_streams<BF16>)
-INSTANCE(hyper_streams_q8_0, hyper_streams<Q8_0>)
+#define ENTER(name, F)                                       \
+    INSTANCE(hyper_streams_##name, hyper_streams<F>)         \
+    INSTANCE(hyper_product_1_##name, hyper_product<F, 1u>)   \
+    INSTANCE(hyper_product_2_##name, hyper_product<F, 2u>)   \
+    INSTANCE(hyper_product_4_##name, hyper_product<F, 4u>)   \
+    INSTANCE(hyper_product_8_##name, hyper_product<F, 8u>)
+ENTER(f32, F32)
+ENTER(f16, F16)
+ENTER(bf16, BF16)
+ENTER(q8_0, Q8_0)
 
-// Grid: blocks of 256 channels, tokens. Every SIMD-group adds up what all blocks have left.
+// Grid: blocks of ENTER_THREADS channels, tokens. Every threadgroup adds up what all blocks have left.
 kernel void hyper_collapsed(constant Enter& p [[buffer(0)]], device const float* state [[buffer(1)]],
                             device const float* partial [[buffer(2)]],
                             device const float* scale [[buffer(3)]], device const float* base [[buffer(4)]],
                             device const float* norm [[buffer(5)]], device float* mix [[buffer(6)]],
                             device float* out [[buffer(7)]], THREAD_POSITION) {
-    uint n = p.streams, token = group.y, blocks = div_up(p.hidden, ENTER_CHANNELS);
+    THREADGROUP(float, values, [ENTER_SIMDS][LANES]);
+    THREADGROUP(float, products, [ENTER_SIMDS][LANES]);
+    uint n = p.streams, token = group.y;
     uint a = lane / MOST_STREAMS, b = lane % MOST_STREAMS;
     bool is_pair = a < n && b < n;
-    device const float* from = partial + ulong(token) * blocks * ENTER_VALUES + lane;
+    device const float* from = partial + ulong(token) * p.blocks * ENTER_VALUES + lane;
     float value = 0.0f, product = 0.0f;
-    for (uint block = 0; block < blocks; block++) {
+    for (uint block = simd; block < p.blocks; block += ENTER_SIMDS) {
         if (lane < p.rows) value += from[block * ENTER_VALUES];
         if (is_pair) product += from[block * ENTER_VALUES + 32u];
+    }
+    values[simd][lane] = value;
+    products[simd][lane] = product;
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    value = product = 0.0f;
+    for (uint i = 0; i < ENTER_SIMDS; i++) {
+        value += values[i][lane];
+        product += products[i][lane];
     }
     float mean = simd_sum(is_pair && a == b ? product : 0.0f) / float(n * p.hidden);
     value *= 1.0f / precise::sqrt(mean + p.mix_norm_eps);
@@ -231,7 +267,7 @@ kernel void hyper_collapsed(constant Enter& p [[buffer(0)]], device const float*
     float length = 1.0f / precise::sqrt(square / float(p.hidden) + p.norm_eps);
     float pre[MOST_STREAMS];
     for (uint i = 0; i < MOST_STREAMS; i++) pre[i] = simd_shuffle(gate, ushort(i));
-    uint channel = group.x * MIX_THREADS + index;
+    uint channel = group.x * ENTER_THREADS + index;
     if (channel < p.hidden) {
         device const float* s = state + ulong(token) * n * p.hidden + channel;
         float x = 0.0f;

@@ -2,9 +2,10 @@
 
 use candle_core::{bail, DType, Result, Tensor};
 
-use super::enter::Enter;
+use super::enter::{Due, Enter, Given};
 use super::{Collapse, Expand, Kind, Mix};
 use crate::device::metal::{library, parameters, Launch, Library, Output};
+use crate::matmul::metal_dense_code;
 use crate::{Format, Matrix};
 
 const THREADS: usize = 256;
@@ -13,8 +14,8 @@ const MOST_STREAMS: usize = 4;
 /// Tokens up to which the way in is two launches, which read the projection for each.
 const MOST_ENTER_TOKENS: usize = 8;
 /// Channels of a block of those, and what one leaves of a token.
-const ENTER_CHANNELS: usize = 256;
-const ENTER_VALUES: usize = 64;
+const ENTER_CHANNELS: usize = 32;
+const ENTER_VALUES: usize = 48;
 
 parameters! {
     struct MixParams {
@@ -30,12 +31,23 @@ parameters! {
     struct EnterParams {
         streams: u32,
         hidden: u32,
+        blocks: u32,
         rows: u32,
         row_bytes: u32,
         iterations: u32,
         eps: f32,
         mix_norm_eps: f32,
         norm_eps: f32,
+    }
+}
+
+parameters! {
+    struct Product {
+        enter: EnterParams,
+        tokens: u32,
+        cols: u32,
+        row_bytes: u32,
+        format: u32,
     }
 }
 
@@ -129,6 +141,11 @@ pub(super) fn enters_at_once(state: &Tensor, projection: &Matrix) -> Result<bool
     Ok(fits && (1..=MOST_ENTER_TOKENS).contains(&tokens))
 }
 
+/// Whether the first of them also computes what is due as `w·x`.
+pub(super) fn multiplies_at_once(w: &Matrix) -> bool {
+    w.stack() == 1 && metal_dense_code(w.format()).is_some() && w.cols().is_multiple_of(8)
+}
+
 /// Values that the first launch leaves for the second.
 pub(super) fn partial_values(state: &Tensor) -> Result<usize> {
     let (tokens, _, hidden) = state.dims3()?;
@@ -140,9 +157,11 @@ impl Enter<'_> {
         let (tokens, streams, hidden) = self.state.dims3()?;
         let entrance = self.entrance;
         let projection = entrance.projection;
+        let blocks = hidden.div_ceil(ENTER_CHANNELS);
         let params = EnterParams {
             streams: streams as u32,
             hidden: hidden as u32,
+            blocks: blocks as u32,
             rows: projection.rows() as u32,
             row_bytes: projection.row_bytes() as u32,
             iterations: entrance.params.sinkhorn_iterations.max(1) as u32,
@@ -151,21 +170,29 @@ impl Enter<'_> {
             norm_eps: entrance.norm_eps as f32,
         };
         let constants = [projection.rows() == streams, self.due.is_some()];
-        let kernel = format!("hyper_streams_{}", projection.format().kernel_name());
-        let launch = Launch::new("hyper_enter", kernels(), kernel, &params)
-            .constants(&constants)
-            .weights(projection.metal("hyper_enter")?, projection.byte_len());
-        let launch = match self.due {
-            Some(due) => {
-                launch.read(&due.y)?.read(&due.mix)?.write_tensor(self.state, DType::F32)?
+        match self.due {
+            Some(Due { given: Given::Product { x, w }, mix }) => {
+                self.take_in_product(out, params, (x, w), mix)?;
             }
-            None => launch.read(self.state)?.read(self.state)?.read(self.state)?,
-        };
-        launch.write_tensor(&self.partial, DType::F32)?.run(
-            &out.gpu,
-            [hidden.div_ceil(ENTER_CHANNELS), tokens, 1],
-            64 * streams,
-        )?;
+            _ => {
+                let kernel = format!("hyper_streams_{}", projection.format().kernel_name());
+                let launch = Launch::new("hyper_enter", kernels(), kernel, &params)
+                    .constants(&constants)
+                    .weights(projection.metal("hyper_enter")?, projection.byte_len());
+                let launch = match self.due {
+                    Some(due) => launch
+                        .read(due.given.value()?)?
+                        .read(&due.mix)?
+                        .write_tensor(self.state, DType::F32)?,
+                    None => launch.read(self.state)?.read(self.state)?.read(self.state)?,
+                };
+                launch.write_tensor(&self.partial, DType::F32)?.run(
+                    &out.gpu,
+                    [blocks, tokens, 1],
+                    THREADS,
+                )?;
+            }
+        }
         Launch::new("hyper_enter", kernels(), "hyper_collapsed", &params)
             .constants(&constants)
             .read(self.state)?
@@ -176,5 +203,36 @@ impl Enter<'_> {
             .write_tensor(self.mix, DType::F32)?
             .write(out)
             .run(&out.gpu, [hidden.div_ceil(THREADS), tokens, 1], THREADS)
+    }
+
+    fn take_in_product(
+        &self,
+        out: &Output,
+        enter: EnterParams,
+        (x, w): (&Tensor, &Matrix),
+        mix: &Tensor,
+    ) -> Result<()> {
+        let projection = self.entrance.projection;
+        let Some(format) = metal_dense_code(w.format()) else {
+            bail!("hyper_enter: no Metal kernel for a product of {}", w.format());
+        };
+        let (tokens, cols) = x.dims2()?;
+        let params = Product {
+            enter,
+            tokens: tokens as u32,
+            cols: cols as u32,
+            row_bytes: w.row_bytes() as u32,
+            format,
+        };
+        let (of, name) = (tokens.next_power_of_two(), projection.format().kernel_name());
+        Launch::new("hyper_enter", kernels(), format!("hyper_product_{of}_{name}"), &params)
+            .constants(&[projection.rows() as u32 == enter.streams, true])
+            .weights(projection.metal("hyper_enter")?, projection.byte_len())
+            .weights(w.metal("hyper_enter")?, w.byte_len())
+            .read(x)?
+            .read(mix)?
+            .write_tensor(self.state, DType::F32)?
+            .write_tensor(&self.partial, DType::F32)?
+            .run(&out.gpu, [enter.blocks as usize, 1, 1], THREADS)
     }
 }

@@ -20,7 +20,7 @@ use crate::device::cuda::emulating;
 #[cfg(cuda_kernels)]
 use crate::device::cuda::Target;
 use crate::device::{host, host_mut, timed, Workspace};
-pub use enter::{hyper_enter, hyper_leave, Due, Entrance};
+pub use enter::{hyper_enter, hyper_leave, Due, Entrance, Given};
 #[cfg(cuda_kernels)]
 pub(crate) use errand::{Errand, MatrixErrand};
 

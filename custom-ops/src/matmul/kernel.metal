@@ -9,64 +9,8 @@ struct MatMul {
     uint out_stride;
 };
 
-// SIMD-groups of a threadgroup, and rows of each.
+// SIMD-groups of a threadgroup.
 #define VEC_SIMDS 4u
-#define VEC_ROWS 2u
-
-// VEC_ROWS rows of a weight from `first` on, by a SIMD-group, with one token.
-template <typename F>
-void vec_rows(device const uchar* w, uint row_bytes, uint first, uint row_count, uint cols,
-              device const float* x, device float* out, threadgroup const uint* grid, uint lane) {
-    if (first >= row_count) return;
-    device const uchar* rows[VEC_ROWS];
-    float sum[VEC_ROWS];
-    for (uint r = 0; r < VEC_ROWS; r++) {
-        // Past the last row the last one is computed again, and not written.
-        rows[r] = w + ulong(min(first + r, row_count - 1u)) * row_bytes;
-        sum[r] = 0.0f;
-    }
-    for (uint unit = lane; unit < F::units(cols); unit += LANES) {
-        float y[8 * uint(F::RUNS)], sums[uint(F::RUNS)];
-        load_unit<F>(x, unit, y, sums);
-        for (uint r = 0; r < VEC_ROWS; r++) sum[r] += F::dot(rows[r], unit, grid, y, sums);
-    }
-    for (uint r = 0; r < VEC_ROWS; r++) {
-        float total = simd_sum(sum[r]);
-        if (lane == 0u && first + r < row_count) out[first + r] = total;
-    }
-}
-
-// The same with up to T tokens: weights are decoded once for all of them.
-template <typename F, uint T>
-void few_rows(device const uchar* w, uint row_bytes, uint first, uint row_count, uint cols,
-              device const float* x, uint x_stride, device float* out, uint out_stride, uint tokens,
-              threadgroup const uint* grid, uint lane) {
-    if (first >= row_count) return;
-    device const uchar* rows[VEC_ROWS];
-    float sum[VEC_ROWS][T];
-    for (uint r = 0; r < VEC_ROWS; r++) {
-        rows[r] = w + ulong(min(first + r, row_count - 1u)) * row_bytes;
-        for (uint t = 0; t < T; t++) sum[r][t] = 0.0f;
-    }
-    for (uint run = lane; run < cols / 8u; run += LANES) {
-        float v[VEC_ROWS][8];
-        for (uint r = 0; r < VEC_ROWS; r++) F::run8(rows[r], run, grid, v[r]);
-        for (uint t = 0; t < T; t++) {
-            device const float* y = x + ulong(min(t, tokens - 1u)) * x_stride + 8u * run;
-            for (uint i = 0; i < 8; i++) {
-                for (uint r = 0; r < VEC_ROWS; r++) sum[r][t] = fma(v[r][i], y[i], sum[r][t]);
-            }
-        }
-    }
-    for (uint r = 0; r < VEC_ROWS; r++) {
-        for (uint t = 0; t < T; t++) {
-            float total = simd_sum(sum[r][t]);
-            if (lane == 0u && first + r < row_count && t < tokens) {
-                out[ulong(t) * out_stride + first + r] = total;
-            }
-        }
-    }
-}
 
 // One token. Grid: row blocks, 1, groups.
 template <typename F>
@@ -107,29 +51,6 @@ struct MatVecs {
     uint formats[PRODUCTS];
 };
 
-// As `dense_code` of metal.rs says.
-template <uint T>
-void rows_of_any(uint format, device const uchar* w, uint row_bytes, uint first, uint rows, uint cols,
-                 device const float* x, device float* out, uint tokens, uint lane) {
-    // Of these formats none looks anything up.
-    threadgroup const uint* grid = nullptr;
-    if (T == 1u) {
-        switch (format) {
-            case 0: vec_rows<F32>(w, row_bytes, first, rows, cols, x, out, grid, lane); break;
-            case 1: vec_rows<F16>(w, row_bytes, first, rows, cols, x, out, grid, lane); break;
-            case 2: vec_rows<BF16>(w, row_bytes, first, rows, cols, x, out, grid, lane); break;
-            default: vec_rows<Q8_0>(w, row_bytes, first, rows, cols, x, out, grid, lane);
-        }
-        return;
-    }
-    switch (format) {
-        case 0: few_rows<F32, T>(w, row_bytes, first, rows, cols, x, cols, out, rows, tokens, grid, lane); break;
-        case 1: few_rows<F16, T>(w, row_bytes, first, rows, cols, x, cols, out, rows, tokens, grid, lane); break;
-        case 2: few_rows<BF16, T>(w, row_bytes, first, rows, cols, x, cols, out, rows, tokens, grid, lane); break;
-        default: few_rows<Q8_0, T>(w, row_bytes, first, rows, cols, x, cols, out, rows, tokens, grid, lane);
-    }
-}
-
 // Several weights with the same up to T tokens. Grid: row blocks of all of them.
 template <uint T>
 kernel void matvecs(constant MatVecs& p [[buffer(0)]], device const float* x [[buffer(1)]],
@@ -150,7 +71,7 @@ kernel void matvecs(constant MatVecs& p [[buffer(0)]], device const float* x [[b
                                 : (at < 6u ? (at == 4u ? out4 : out5) : at == 6u ? out6 : out7);
     uint block = group.x - (at == 0u ? 0u : p.blocks[at - 1u]);
     rows_of_any<T>(p.formats[at], w, p.row_bytes[at], (block * VEC_SIMDS + simd) * VEC_ROWS, p.rows[at],
-                   p.cols, x, out, p.tokens, lane);
+                   p.cols, x, p.cols, out, p.rows[at], p.tokens, lane);
 }
 
 INSTANCE(matvecs_1, matvecs<1u>)

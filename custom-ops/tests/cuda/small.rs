@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use candle_ds4_ops::{
     embed, hadamard_fp4_round_trip, hyper_collapse, hyper_enter, hyper_expand, hyper_head_mix,
     hyper_leave, hyper_mix, kv_round_trip, rms_norm, rms_norm_over, rope, rope_normed, route,
-    Choice, Due, Entrance, Format, Matrix, MixParams, RopeTable, Turn, Yarn,
+    Choice, Due, Entrance, Format, Given, Matrix, MixParams, RopeTable, Turn, Yarn,
 };
 use rand::Rng;
 
@@ -164,6 +164,8 @@ fn ways_into_sub_layers() {
         let (base, scale) = (normal(&mut rng, &[24]), (normal(&mut rng, &[3]) * 0.1).unwrap());
         let (norm, y) = (normal(&mut rng, &[hidden]), normal(&mut rng, &[tokens, hidden]));
         let due = normal(&mut rng, &[tokens, 24]);
+        let narrow = normal(&mut rng, &[tokens, 32]);
+        let output = matrix(&mut rng, Format::F32, hidden, 32);
         // A projection of that many random products, in another order; of many tokens by halves.
         let tolerance = if tokens < 33 || hidden == 96 { 2e-5 } else { 4e-3 };
         compare(&format!("{tokens} of {hidden}"), tolerance, |place, ws| {
@@ -172,7 +174,7 @@ fn ways_into_sub_layers() {
             let [base, scale, norm, y, mix] =
                 [&base, &scale, &norm, &y, &due].map(|t| place.tensor(t));
             let (base, scale, norm) = (base?, scale?, norm?);
-            let due = Due { y: y?, mix: mix? };
+            let due = Due { given: y?.into(), mix: mix? };
             let entrance = Entrance {
                 projection: &layer,
                 scale: &scale,
@@ -189,7 +191,8 @@ fn ways_into_sub_layers() {
                 base: &base.narrow(0, 0, 4)?,
                 ..entrance
             };
-            let after = Due { y: due.y.clone(), mix: second_mix.clone() };
+            let given = Given::Product { x: place.tensor(&narrow)?, w: place.matrix(&output)? };
+            let after = Due { given, mix: second_mix.clone() };
             let last = hyper_leave(&state, Some(&after), of_head, ws)?;
             Ok(vec![first, mix, second, second_mix, last, state])
         });

@@ -29,6 +29,7 @@ macro_rules! library {
             include_str!("../../include/metal/rounding.metal"),
             include_str!("../../include/metal/iq2_xxs.metal"),
             include_str!("../../include/metal/blocks.metal"),
+            include_str!("../../include/metal/vec.metal"),
             include_str!("../../include/metal/tiles.metal"),
             include_str!("../../include/metal/rows.metal"),
             include_str!("../../include/metal/route.metal"),

@@ -8,7 +8,8 @@ use crate::device::metal::record;
 use crate::{
     hadamard_fp4_round_trip, hyper_collapse, hyper_enter, hyper_expand, hyper_head_mix,
     hyper_leave, hyper_mix, kv_round_trip, matmul, pool, rms_norm, rope, Due, Entrance, Format,
-    MixParams, PoolState, Pooling, Ragged, Ring, RopeTable, RowFormat, Rows, Turn, Workspace, Yarn,
+    Given, Matrix, MixParams, PoolState, Pooling, Ragged, Ring, RopeTable, RowFormat, Rows, Turn,
+    Workspace, Yarn,
 };
 
 #[test]
@@ -131,12 +132,14 @@ fn hyper_connections_mix_collapse_and_expand() -> Result<()> {
 fn few_tokens_enter_a_sub_layer_in_two_launches() -> Result<()> {
     let mut rng = rng();
     let ws = Workspace::new(&Device::Cpu);
-    for (streams, hidden, tokens, format) in [
-        (4, 4096, 1, Format::F16),
-        (4, 520, 3, Format::Q8_0),
-        (3, 96, 8, Format::F32),
-        (1, 264, 2, Format::BF16),
-        (4, 96, 9, Format::F16),
+    // The projection's format, and that of a last product.
+    for (streams, hidden, tokens, format, output) in [
+        (4, 4096, 1, Format::F16, Format::Q8_0),
+        (4, 520, 3, Format::Q8_0, Format::F16),
+        (3, 96, 8, Format::F32, Format::BF16),
+        (1, 264, 2, Format::BF16, Format::F32),
+        (2, 200, 1, Format::F16, Format::Q2K),
+        (4, 96, 9, Format::F16, Format::Q8_0),
     ] {
         let params = MixParams { streams, sinkhorn_iterations: 20, eps: 1e-6, norm_eps: 1e-6 };
         for (width, scales) in [(params.width(), 3), (streams, 1)] {
@@ -150,13 +153,20 @@ fn few_tokens_enter_a_sub_layer_in_two_launches() -> Result<()> {
             let norm = floats(hidden, 1.0, &mut rng);
             let y = floats((tokens, hidden), 1.0, &mut rng);
             let mix = floats((tokens, params.width()), 1.0, &mut rng);
-            for is_due in [false, true] {
+            let x = floats((tokens, 256), 1.0, &mut rng);
+            let output = matrix(output, [1, hidden, 256], &mut rng);
+            for given in [None, Some(Given::Value(y)), Some(Given::Product { x, w: output })] {
                 let enter = |on: &dyn Fn(&Tensor) -> Tensor,
-                             projection: &_,
+                             of: &dyn Fn(&Matrix) -> Matrix,
                              ws: &Workspace|
                  -> Result<[Tensor; 3]> {
                     let state = on(&state.copy()?);
-                    let due = is_due.then(|| Due { y: on(&y), mix: on(&mix) });
+                    let given = given.as_ref().map(|given| match given {
+                        Given::Value(y) => Given::Value(on(y)),
+                        Given::Product { x, w } => Given::Product { x: on(x), w: of(w) },
+                    });
+                    let due = given.map(|given| Due { given, mix: on(&mix) });
+                    let projection = &of(&projection);
                     let [scale, base, norm] = [&scale, &base, &norm].map(on);
                     let (scale, base, norm) = (&scale, &base, &norm);
                     let entrance =
@@ -170,15 +180,20 @@ fn few_tokens_enter_a_sub_layer_in_two_launches() -> Result<()> {
                     };
                     Ok([state, xs, mix])
                 };
-                let want = enter(&Tensor::clone, &projection, &ws)?;
+                let want = enter(&Tensor::clone, &Matrix::clone, &ws)?;
                 for place in places() {
                     let case = format!(
-                        "{tokens} tokens of {streams} x {hidden}, {width}, due: {is_due}, {place}"
+                        "{tokens} tokens of {streams} x {hidden}, {width}, due: {given:?}, {place}"
                     );
-                    let on = place.matrix(&projection);
-                    let (got, log) =
-                        record(|| place.run(|ws| enter(&|t| place.tensor(t), &on, ws)));
-                    assert!(tokens > 8 || log.len() == 2, "{case}: {log:?}");
+                    let (got, log) = record(|| {
+                        place.run(|ws| enter(&|t| place.tensor(t), &|w| place.matrix(w), ws))
+                    });
+                    // No kernel decodes a format of super-blocks on the way.
+                    let first = match &given {
+                        Some(Given::Product { w, .. }) if w.format() == Format::Q2K => 2,
+                        _ => 1,
+                    };
+                    assert!(tokens > 8 || log.len() == first + 1, "{case}: {log:?}");
                     for (got, want) in got.iter().zip(&want) {
                         let last = |t: &Tensor| t.flatten_from(1);
                         assert_close(&case, &last(got)?, &last(want)?, 4e-5);
