@@ -213,8 +213,10 @@ DEVICE void attend(const AttentionParams& p, const Attending& a, uint32_t first_
             products_wait<0>();
             products_keep(scores);
         }
-        const uint32_t* masks = reinterpret_cast<const uint32_t*>(control.there[s]);
-        const uint32_t there[2] = {masks[0], masks[1]};
+        // Read by the lane that arrives at `empty`: what the others read nothing would order.
+        uint2 masks = make_uint2(0, 0);
+        if (lane == 0) masks = *reinterpret_cast<const uint2*>(control.there[s]);
+        const uint32_t there[2] = {shuffle(masks.x, 0), shuffle(masks.y, 0)};
         if ((there[0] & there[1]) != 0xffffffffu) {
 #pragma unroll
             for (uint32_t i = 0; i < 32; i++) {
