@@ -6,6 +6,7 @@
 #include "../../include/cuda/cluster.cuh"
 #include "../../include/cuda/kv_rows.cuh"
 #include "../../include/cuda/mma.cuh"
+#include "../../include/cuda/turn.cuh"
 
 namespace {
 
@@ -33,16 +34,10 @@ DEVICE void decode(const AttentionParams& p, unsigned char* shared) {
     const uint32_t work = blockIdx.x / size, token = p.first_token + work / groups, head = work % groups * HEADS + warp;
 
     pdl_trigger();
-    // Positions are no kernel's work. The product is rounded to f32, the sine taken in f64: as in the
-    // reference. Lane l has the angle of pair l.
+    // Positions are no kernel's work. Lane l has the turn of pair l.
     const Attending a = attending(p, token);
     const bool turning = p.turns != 0;
-    float sine = 0.0f, cosine = 1.0f;
-    if (lane < p.turns) {
-        const double angle = double(float(p.batch.positions[token]) * p.frequencies[lane]);
-        sine = float(sin(angle));
-        cosine = float(cos(angle));
-    }
+    const Turn turn = lane < p.turns ? turn_of(p.batch.positions[token], p.frequencies[lane]) : no_turn();
     const uint32_t plain = DIM - 2u * p.turns;  // channels that do not turn
     const uint32_t each = (a.count + size - 1u) / size;
     const uint32_t first = min(rank * each, a.count), last = min(first + each, a.count);
@@ -79,9 +74,8 @@ DEVICE void decode(const AttentionParams& p, unsigned char* shared) {
             v = make_float4(v.x * factor, v.y * factor, v.z * factor, v.w * factor);
             if (turning) {
                 const uint32_t channel = i * 128u + lane * 4u, pair = channel < plain ? 0u : (channel - plain) / 2u;
-                const float s0 = shuffle(sine, pair), c0 = shuffle(cosine, pair);
-                const float s1 = shuffle(sine, pair + 1u), c1 = shuffle(cosine, pair + 1u);
-                if (channel >= plain) v = make_float4(v.x * c0 - v.y * s0, v.x * s0 + v.y * c0, v.z * c1 - v.w * s1, v.z * s1 + v.w * c1);
+                const float2 first = turned(v.x, v.y, shuffle_turn(turn, pair)), second = turned(v.z, v.w, shuffle_turn(turn, pair + 1u));
+                if (channel >= plain) v = make_float4(first.x, first.y, second.x, second.y);
             }
             const uint32_t h0 = pack_f16x2(v.x, v.y), h1 = pack_f16x2(v.z, v.w);
             const float2 f0 = unpack_f16x2(h0), f1 = unpack_f16x2(h1);
@@ -230,8 +224,8 @@ DEVICE void decode(const AttentionParams& p, unsigned char* shared) {
         if (turning) {
             // Values were turned with their keys; the query's angle is taken back from their sum.
             const uint32_t channel = at % DIM, pair = channel < plain ? 0u : (channel - plain) / 2u;
-            const float s = shuffle(sine, pair), c = shuffle(cosine, pair);
-            if (channel >= plain) value = make_float2(value.x * c + value.y * s, value.y * c - value.x * s);
+            const float2 before = turned(value.x, value.y, back(shuffle_turn(turn, pair)));
+            if (channel >= plain) value = before;
         }
         if (h < p.heads) *reinterpret_cast<float2*>(p.out + (static_cast<uint64_t>(token) * p.heads + h) * DIM + at % DIM) = value;
     }

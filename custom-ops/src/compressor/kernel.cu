@@ -1,7 +1,7 @@
 // Windows of tokens pooled into rows, channel by channel.
 
 #include "cuda/batch.h"
-#include "cuda/memory.cuh"
+#include "cuda/pool.cuh"
 
 struct PoolParams {
     const float* values;  // [tokens, width]
@@ -20,16 +20,16 @@ struct PoolParams {
 
 // Value and logarithm of the weight of one token of a window.
 DEVICE float2 pool_slot(const PoolParams& p, const Span& span, uint32_t sequence, uint32_t position,
-                        uint32_t channel) {
+                        uint32_t column) {
     float2 slot;
     if (position >= span.start) {
-        const uint64_t at = uint64_t(span.row + position - span.start) * p.width + channel;
+        const uint64_t at = uint64_t(span.row + position - span.start) * p.width + column;
         slot = make_float2(p.values[at], p.gates[at]);
     } else {
-        const uint64_t at = uint64_t(position % p.past_values.slots) * p.width + channel;
+        const uint64_t at = uint64_t(position % p.past_values.slots) * p.width + column;
         slot = make_float2(p.past_values.data[sequence][at], p.past_gates.data[sequence][at]);
     }
-    slot.y += p.bias[uint64_t(position % p.ratio) * p.width + channel];
+    slot.y += p.bias[uint64_t(position % p.ratio) * p.width + column];
     return slot;
 }
 
@@ -46,22 +46,7 @@ KERNEL(pool, PoolParams, 128) {
         return;
     }
     const Span span = p.batch.spans[window.sequence];
-    const uint32_t own = window.index * p.ratio, end = own + p.ratio;
-    // The window before is pooled by the first half of its tokens' projections.
-    const uint32_t begin = p.overlap && window.index > 0 ? own - p.ratio : own;
-    const uint32_t half = p.overlap ? p.dim : 0;
-    float most = -INFINITY;
-    for (uint32_t position = begin; position < end; position++) {
-        const uint32_t from = channel + (position >= own ? half : 0);
-        most = fmaxf(most, pool_slot(p, span, window.sequence, position, from).y);
-    }
-    float sum = 0.0f, weighted = 0.0f;
-    for (uint32_t position = begin; position < end; position++) {
-        const uint32_t from = channel + (position >= own ? half : 0);
-        const float2 slot = pool_slot(p, span, window.sequence, position, from);
-        const float weight = expf(slot.y - most);
-        sum += weight;
-        weighted += weight * slot.x;
-    }
-    *out = weighted / sum;
+    *out = pooled(pooled_window(window.index, p.ratio, p.overlap != 0, p.dim), channel, [&](uint32_t position, uint32_t column) {
+        return pool_slot(p, span, window.sequence, position, column);
+    });
 }

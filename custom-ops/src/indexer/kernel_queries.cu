@@ -1,8 +1,8 @@
 // The indexer's queries: turned to their positions, Hadamard, FP4, as halves. What is rounded so fits halves
 // exactly.
-#include "cuda/memory.cuh"
 #include "cuda/numbers.cuh"
 #include "cuda/rounding.cuh"
+#include "cuda/turn.cuh"
 
 #define INDEXER_TURNS 32u
 
@@ -22,14 +22,8 @@ KERNEL(indexer_queries, IndexerQueriesParams, 256) {
     const uint64_t index = uint64_t(blockIdx.x) * (blockDim.x / 32u) + warp_id();
     pdl_trigger();
     const uint32_t token = uint32_t(min(uint32_t(index / p.heads), p.tokens - 1u));
-    // Lane l has the angle of pair l. The product is rounded to f32, the sine taken in f64: as in the
-    // reference.
-    float sine = 0.0f, cosine = 1.0f;
-    if (lane < p.turns) {
-        const double angle = double(float(p.positions[token]) * p.frequencies[lane]);
-        sine = float(sin(angle));
-        cosine = float(cos(angle));
-    }
+    // Lane l has the turn of pair l.
+    const Turn turn = lane < p.turns ? turn_of(p.positions[token], p.frequencies[lane]) : no_turn();
     pdl_wait();
     if (index >= uint64_t(p.tokens) * p.heads) return;
     const float4 from = reinterpret_cast<const float4*>(p.q)[index * 32u + lane];
@@ -38,11 +32,10 @@ KERNEL(indexer_queries, IndexerQueriesParams, 256) {
     const uint32_t pair = channel < plain ? 0u : (channel - plain) / 2u;
 #pragma unroll
     for (uint32_t i = 0; i < 2; i++) {
-        const float s = shuffle(sine, pair + i), c = shuffle(cosine, pair + i);
-        const float a = v[2 * i], b = v[2 * i + 1];
+        const float2 two = turned(v[2 * i], v[2 * i + 1], shuffle_turn(turn, pair + i));
         if (channel + 2u * i >= plain) {
-            v[2 * i] = a * c - b * s;
-            v[2 * i + 1] = a * s + b * c;
+            v[2 * i] = two.x;
+            v[2 * i + 1] = two.y;
         }
     }
     // Butterflies within the lane, then between lanes.

@@ -1,6 +1,6 @@
 // Rotary embedding of the last channels of each head, in place.
 
-#include "cuda/memory.cuh"
+#include "cuda/turn.cuh"
 
 #define MAX_FREQUENCIES 64
 
@@ -16,16 +16,13 @@ struct RopeParams {
 
 // A block for eight heads of a token: they share their angles.
 KERNEL(rope, RopeParams, 256) {
-    SHARED(float, sines);
-    float* cosines = sines + p.count;
+    SHARED(Turn, turns);
     pdl_trigger();
     pdl_wait();
     const uint32_t token = blockIdx.x;
     if (threadIdx.x < p.count) {
-        // The product is rounded to f32, the sine taken in f64: as in the reference.
-        const float product = float(p.positions[token]) * p.frequencies[threadIdx.x];
-        sines[threadIdx.x] = p.sign * float(sin(double(product)));
-        cosines[threadIdx.x] = float(cos(double(product)));
+        const Turn turn = turn_of(p.positions[token], p.frequencies[threadIdx.x]);
+        turns[threadIdx.x] = p.sign < 0.0f ? back(turn) : turn;
     }
     __syncthreads();
     const uint32_t first = blockIdx.y * 8, heads = min(8u, p.heads - first);
@@ -33,8 +30,8 @@ KERNEL(rope, RopeParams, 256) {
     for (uint32_t i = threadIdx.x; i < heads * p.count; i += blockDim.x) {
         const uint32_t head = i / p.count, pair = i % p.count;
         float* two = x + head * p.dim + 2 * pair;
-        const float a = two[0], b = two[1], sine = sines[pair], cosine = cosines[pair];
-        two[0] = a * cosine - b * sine;
-        two[1] = a * sine + b * cosine;
+        const float2 v = turned(two[0], two[1], turns[pair]);
+        two[0] = v.x;
+        two[1] = v.y;
     }
 }

@@ -1,7 +1,7 @@
 // Norm of each head and rotary embedding of its last channels, in place and in one pass.
 
-#include "cuda/memory.cuh"
 #include "cuda/reduce.cuh"
+#include "cuda/turn.cuh"
 
 #define MAX_FREQUENCIES 64
 
@@ -18,17 +18,11 @@ struct RopeNormedParams {
 
 // A block for eight heads of a token, a warp for each: they share their angles.
 KERNEL(rope_normed, RopeNormedParams, 256) {
-    SHARED(float, sines);
-    float* cosines = sines + p.count;
+    SHARED(Turn, turns);
     pdl_trigger();
     pdl_wait();
     const uint32_t token = blockIdx.x;
-    if (threadIdx.x < p.count) {
-        // The product is rounded to f32, the sine taken in f64: as in the reference.
-        const float product = float(p.positions[token]) * p.frequencies[threadIdx.x];
-        sines[threadIdx.x] = float(sin(double(product)));
-        cosines[threadIdx.x] = float(cos(double(product)));
-    }
+    if (threadIdx.x < p.count) turns[threadIdx.x] = turn_of(p.positions[token], p.frequencies[threadIdx.x]);
     __syncthreads();
     const uint32_t head = blockIdx.y * 8 + warp_id();
     if (head >= p.heads) return;
@@ -42,9 +36,8 @@ KERNEL(rope_normed, RopeNormedParams, 256) {
     for (uint32_t i = lane_id(); i < still; i += 32) x[i] *= scale;
     for (uint32_t pair = lane_id(); pair < p.count; pair += 32) {
         float* two = x + still + 2 * pair;
-        const float a = two[0] * scale, b = two[1] * scale;
-        const float sine = sines[pair], cosine = cosines[pair];
-        two[0] = a * cosine - b * sine;
-        two[1] = a * sine + b * cosine;
+        const float2 v = turned(two[0] * scale, two[1] * scale, turns[pair]);
+        two[0] = v.x;
+        two[1] = v.y;
     }
 }

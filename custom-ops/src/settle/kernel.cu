@@ -1,7 +1,9 @@
 // What one new token of each sequence leaves before attention looks at it, in one launch: the norm of the
 // queries' latent, its own row, and rows of the windows that it ends.
 #include "cuda/batch.h"
+#include "cuda/pool.cuh"
 #include "cuda/row.cuh"
+#include "cuda/turn.cuh"
 
 #define SETTLE_FREQUENCIES 32
 #define SETTLE_COMPRESSIONS 2
@@ -56,24 +58,21 @@ struct SettleParams {
 
 namespace {
 
-// Sine and cosine of this thread's pair of channels; the product is rounded to f32, the sine taken in
-// f64: as in the reference.
-DEVICE float2 angle_of(const SettleFinish& f, uint32_t position) {
-    if (threadIdx.x >= f.count) return make_float2(0.0f, 1.0f);
-    const double product = double(float(position) * f.frequencies[threadIdx.x]);
-    return make_float2(float(sin(product)), float(cos(product)));
+// Of this thread's pair of channels.
+DEVICE Turn own_turn(const SettleFinish& f, uint32_t position) {
+    return threadIdx.x < f.count ? turn_of(position, f.frequencies[threadIdx.x]) : no_turn();
 }
 
 // The row in shared memory, of which thread i has written values i, i + 512, …
-DEVICE void finish_row(const SettleFinish& f, float* row, float2 angle, double* scratch) {
+DEVICE void finish_row(const SettleFinish& f, float* row, Turn turn, double* scratch) {
     const float scale = rms_scale(row, f.dim, f.eps, scratch);
     for (uint32_t i = threadIdx.x; i < f.dim; i += blockDim.x) row[i] = row[i] * scale * f.norm[i];
     __syncthreads();
     if (threadIdx.x < f.count) {
         float* two = row + f.dim - 2u * f.count + 2u * threadIdx.x;
-        const float a = two[0], b = two[1];
-        two[0] = a * angle.y - b * angle.x;
-        two[1] = a * angle.x + b * angle.y;
+        const float2 v = turned(two[0], two[1], turn);
+        two[0] = v.x;
+        two[1] = v.y;
     }
     __syncthreads();
     const uint32_t warps = blockDim.x / 32u;
@@ -113,24 +112,14 @@ DEVICE float2 slot_of(const SettleCompression& c, uint32_t token, uint32_t seque
 DEVICE void compress(const SettleCompression& c, uint32_t token, uint32_t sequence, uint32_t position, float* row, double* scratch) {
     const bool ends = (position + 1u) % c.ratio == 0;
     const uint32_t index = position / c.ratio, own = index * c.ratio;
-    const float2 angle = ends ? angle_of(c.finish, own) : make_float2(0.0f, 1.0f);
+    const Turn turn = ends ? own_turn(c.finish, own) : no_turn();
     pdl_wait();
     if (ends) {
-        // The window before is pooled by the first half of its tokens' projections.
-        const uint32_t begin = c.overlap && index > 0 ? own - c.ratio : own, half = c.overlap ? c.finish.dim : 0u;
+        const PooledWindow window = pooled_window(index, c.ratio, c.overlap != 0, c.finish.dim);
         for (uint32_t channel = threadIdx.x; channel < c.finish.dim; channel += blockDim.x) {
-            float most = -INFINITY;
-            for (uint32_t at = begin; at <= position; at++) {
-                most = fmaxf(most, slot_of(c, token, sequence, position, at, channel + (at >= own ? half : 0u)).y);
-            }
-            float sum = 0.0f, weighted = 0.0f;
-            for (uint32_t at = begin; at <= position; at++) {
-                const float2 slot = slot_of(c, token, sequence, position, at, channel + (at >= own ? half : 0u));
-                const float weight = expf(slot.y - most);
-                sum += weight;
-                weighted += weight * slot.x;
-            }
-            row[channel] = weighted / sum;
+            row[channel] = pooled(window, channel, [&](uint32_t at, uint32_t column) {
+                return slot_of(c, token, sequence, position, at, column);
+            });
         }
     }
     // The slot that is overwritten is of no window that is pooled here.
@@ -141,7 +130,7 @@ DEVICE void compress(const SettleCompression& c, uint32_t token, uint32_t sequen
     }
     if (!ends) return;
     __syncthreads();
-    finish_row(c.finish, row, angle, scratch);
+    finish_row(c.finish, row, turn, scratch);
     pack_row(c.rows, row, row_at(c.rows, sequence, index));
 }
 
@@ -156,12 +145,12 @@ KERNEL(settle, SettleParams, 512) {
     if (blockIdx.x >= 2) {
         compress(p.of[blockIdx.x - 2u], token, sequence, position, row, scratch);
     } else if (blockIdx.x == 1) {
-        const float2 angle = angle_of(p.finish, position);
+        const Turn turn = own_turn(p.finish, position);
         const uint32_t dim = p.finish.dim;
         pdl_wait();
         for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) row[i] = p.kv[uint64_t(token) * dim + i];
         __syncthreads();
-        finish_row(p.finish, row, angle, scratch);
+        finish_row(p.finish, row, turn, scratch);
         for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) p.kv_out[uint64_t(token) * dim + i] = row[i];
     } else {
         pdl_wait();
