@@ -168,22 +168,19 @@ fn no_compiler(nvcc: &Path, error: &io::Error) -> String {
     )
 }
 
-/// `-gencode` arguments: machine code for each architecture, and PTX of the oldest for all others.
+/// `-gencode` arguments: machine code for each architecture, and PTX for those to come. It is never older
+/// than 90: what is launched there, launches beside the kernel before, and older code has no wait for it.
 fn architectures(nvcc: &Path) -> Result<Vec<String>, Failure> {
     let wanted = match env::var("DS4_CUDA_ARCHS") {
         Ok(list) => list.split([',', ' ']).filter(|a| !a.is_empty()).map(str::to_owned).collect(),
         Err(_) => known_architectures(nvcc)?,
     };
-    let Some(oldest) = wanted.first() else {
+    if wanted.is_empty() {
         return Err("DS4_CUDA_ARCHS names no architecture; set it to 80,90a for example".into());
-    };
-    let mut arguments = Vec::new();
-    for arch in &wanted {
-        arguments.push(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
     }
-    if !oldest.ends_with('a') {
-        arguments.push(format!("-gencode=arch=compute_{oldest},code=compute_{oldest}"));
-    }
+    let code = |arch| format!("-gencode=arch=compute_{arch},code=sm_{arch}");
+    let mut arguments: Vec<String> = wanted.iter().map(code).collect();
+    arguments.push("-gencode=arch=compute_90,code=compute_90".to_owned());
     Ok(arguments)
 }
 

@@ -247,6 +247,9 @@ DEVICE void bring_near(const T* p) {
     memcpy(&value, p, sizeof value);
 }
 DEVICE uint32_t load_now(const uint32_t* p) { return *p; }
+DEVICE float4 load_written16(const float* p) { return *reinterpret_cast<const float4*>(p); }
+DEVICE uint4 load_written16(const uint32_t* p) { return *reinterpret_cast<const uint4*>(p); }
+DEVICE uint2 load_written8(const uint32_t* p) { return *reinterpret_cast<const uint2*>(p); }
 
 DEVICE void copy_async(void* shared, const void* global, size_t bytes, bool copy) {
     if (reinterpret_cast<uintptr_t>(shared) % bytes || (copy && reinterpret_cast<uintptr_t>(global) % bytes)) {

@@ -72,6 +72,7 @@ class Buffer {
         if (!values.empty()) memcpy(static_cast<void*>(data_), values.data(), values.size() * sizeof(T));
 #else
         CUDA(cudaMemcpy(data_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
+        CUDA(cudaDeviceSynchronize());
 #endif
     }
     std::vector<T> download() const {

@@ -55,6 +55,12 @@ template <class T> DEVICE void bring_near(const T* p) {
 // What is in memory now, whatever a cache of this multiprocessor says; others may be writing it.
 DEVICE uint32_t load_now(const uint32_t* p) { return *static_cast<const volatile uint32_t*>(p); }
 
+// What launches before this one have written, past the cache of this multiprocessor: for reads before the wait
+// for the last of them.
+DEVICE float4 load_written16(const float* p) { return __ldcg(reinterpret_cast<const float4*>(p)); }
+DEVICE uint4 load_written16(const uint32_t* p) { return __ldcg(reinterpret_cast<const uint4*>(p)); }
+DEVICE uint2 load_written8(const uint32_t* p) { return __ldcg(reinterpret_cast<const uint2*>(p)); }
+
 // Copies 16 bytes into shared memory in the background; both addresses are multiples of 16.
 DEVICE void copy16_async(void* shared, const void* global) {
     const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));

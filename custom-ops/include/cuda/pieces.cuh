@@ -147,7 +147,7 @@ DEVICE void quantize_to_shared(const float* x, uint32_t count, uint32_t* quants,
             const uint32_t i = from + j * blockDim.x + threadIdx.x;
 #pragma unroll
             for (uint32_t k = 0; k < 2; k++) {
-                v[j][k] = i < count / 8u ? reinterpret_cast<const float4*>(x)[2u * i + k] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                v[j][k] = i < count / 8u ? load_written16(x + 8u * i + 4u * k) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
             }
         }
 #pragma unroll

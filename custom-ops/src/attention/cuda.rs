@@ -47,7 +47,9 @@ pub(super) fn turns_itself(gpu: &Gpu, op: &Attention, rope: &RopeTable) -> Resul
     let (tokens, heads, dim) = op.q.dims3()?;
     let single = op.batch.spans().iter().all(|span| span.len == 1);
     let frequencies = rope.frequencies().len();
-    let fits = dim == DIM && (1..=TURNS).contains(&frequencies);
+    // The slot that a token takes must be of no row that another cluster still reads.
+    let rings = op.windows.iter().all(|ring| ring.slots() >= op.window);
+    let fits = dim == DIM && (1..=TURNS).contains(&frequencies) && rings;
     Ok(single && fits && tokens > 0 && plan(gpu, tokens, heads, true).is_ok())
 }
 

@@ -75,9 +75,14 @@ DEVICE Segment segment_from(const Plan& plan, uint32_t rows, uint32_t index) {
 // `tile_cost` already. The block meets; the first segment is returned.
 DEVICE Segment make_plan(Plan& plan, const ExpertsItem* items, const uint32_t* totals, uint32_t rows, uint32_t index,
                          uint32_t warps, uint32_t tiles, uint32_t tile_cost) {
-    const uint32_t count = totals[0];
-    for (uint32_t i = threadIdx.x; i < count; i += blockDim.x) plan.items[i] = items[i];
-    const uint64_t all = static_cast<uint64_t>(totals[1]) * rows;
+    // May be read before the wait: whatever is there, it stays within the plan.
+    const uint2 total = load_written8(totals);
+    const uint32_t count = min(total.x, EXPERTS_FEW_PAIRS);
+    for (uint32_t i = threadIdx.x; i < count; i += blockDim.x) {
+        const uint4 item = load_written16(&items[i].expert);
+        plan.items[i] = {item.x, item.y, item.z, item.w};
+    }
+    const uint64_t all = static_cast<uint64_t>(total.y) * rows;
     if (tiles >= warps) tiles = 0;
     const uint64_t each = (all + static_cast<uint64_t>(tiles) * tile_cost) / warps;
     const uint64_t less = each > tile_cost ? each - tile_cost : 0u;

@@ -220,7 +220,7 @@ KERNEL(experts_one_down, ExpertsDownParams, 512) {
     } else {
         fetch_all(piece, first < last && share < pieces ? aim(p.shared_down, first, share) : nowhere());
         const auto gated = [&p](uint32_t i) {
-            const float4 g = reinterpret_cast<const float4*>(p.shared_gate)[i], u = reinterpret_cast<const float4*>(p.shared_up)[i];
+            const float4 g = load_written16(p.shared_gate + 4u * i), u = load_written16(p.shared_up + 4u * i);
             return make_float4(clamped_swiglu(g.x, u.x, p.clamp), clamped_swiglu(g.y, u.y, p.clamp),
                                clamped_swiglu(g.z, u.z, p.clamp), clamped_swiglu(g.w, u.w, p.clamp));
         };

@@ -5,8 +5,9 @@
 
 KERNEL(matmul_plain, MatmulPlainParams, 256) {
     constexpr uint32_t TOKENS = 4;
-    pdl_trigger();
     pdl_wait();
+    // Only now: the kernel after may read before its wait what the one before has written.
+    pdl_trigger();
     const uint32_t lane = lane_id(), warps = blockDim.x / 32u, cols = p.w.cols;
     const uint32_t runs = (cols + 7u) / 8u;
     const uint64_t width = static_cast<uint64_t>(p.groups) * cols;

@@ -2,7 +2,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{c_char, c_void, CStr, CString};
-use std::sync::{Mutex, PoisonError};
 
 use candle_core::{bail, Error, Result};
 
@@ -107,8 +106,6 @@ pub(super) unsafe fn launch<P: Copy>(kernel: Kernel, launch: Launch, params: &P)
 /// # Safety
 /// `params` must point to the struct that the kernel declares, and its addresses and lengths be true.
 unsafe fn run(kernel: Kernel, launch: Launch, params: *const c_void) -> Result<()> {
-    /// The emulator's fibers know one grid at a time.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let Kernel(name) = kernel;
     let c_name = CString::new(name).map_err(Error::wrap)?;
     // SAFETY: the name is a C string; the table is constant.
@@ -122,7 +119,6 @@ unsafe fn run(kernel: Kernel, launch: Launch, params: *const c_void) -> Result<(
         shared_bytes: launch.shared_bytes,
         seed: SEED.get().unwrap_or(0),
     };
-    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: the parameters are those that the kernel declares, as promised by the caller.
     let fault = unsafe { emulate(&shape, params) };
     if !fault.is_null() {
