@@ -3,7 +3,7 @@
 //! `CXX` names the compiler, which must be clang; by default clang++. With
 //! `DS4_EMULATOR_SANITIZE=1` kernels are compiled with AddressSanitizer and
 //! UndefinedBehaviorSanitizer, and whatever links them must be run with the sanitizer's library
-//! preloaded: `.ci/metal-emulator --sanitize` does.
+//! preloaded: `.ci/emulators --sanitize` does.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

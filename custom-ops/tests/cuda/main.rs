@@ -154,7 +154,6 @@ fn check(
         let allowed = tolerance * (f64::from(want).abs() + scale);
         let same = got.to_bits() == want.to_bits();
         let difference = (f64::from(got) - f64::from(want)).abs();
-        // Not a number is never within a tolerance.
         // What is no number is no small difference.
         if !same && (difference.is_nan() || difference > allowed) {
             return Err(format!("{case}: value {at} is {got:e}, not {want:e} (± {allowed:e})"));
