@@ -15,9 +15,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs, io};
 
+use stamp::Stamp;
+
 #[cfg(feature = "metal-emulator")]
 #[path = "build/metal_emulator.rs"]
 mod metal_emulator;
+#[path = "build/stamp.rs"]
+mod stamp;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -31,11 +35,20 @@ struct Source {
 }
 
 fn main() -> Result<(), Failure> {
-    println!("cargo::rustc-check-cfg=cfg(cuda_kernels, cuda_warpgroups, cuda_timeline)");
+    println!("cargo::rustc-check-cfg=cfg(gpu_kernels, metal_kernels, cuda_kernels)");
+    println!("cargo::rustc-check-cfg=cfg(cuda_warpgroups, cuda_timeline)");
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
     #[cfg(feature = "metal-emulator")]
     metal_emulator::build()?;
     let (cuda, emulator) = (feature("CUDA"), feature("CUDA_EMULATOR"));
+    let metal = feature("METAL") || feature("METAL_EMULATOR");
+    if metal {
+        println!("cargo::rustc-cfg=metal_kernels");
+    }
+    if metal || cuda || emulator {
+        println!("cargo::rustc-cfg=gpu_kernels");
+    }
     if !cuda && !emulator {
         return Ok(());
     }
@@ -124,30 +137,42 @@ fn write_table(sources: &[Source], modules: &[Vec<u8>], out: &Path) -> io::Resul
 /// All sources by nvcc, as many at once as there are cores.
 fn fatbins(sources: &[Source], out: &Path) -> Result<Vec<Vec<u8>>, Failure> {
     let nvcc = nvcc();
-    let archs = architectures(&nvcc)?;
-    let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize);
-    let mut modules = Vec::new();
-    for batch in sources.chunks(jobs.max(1)) {
-        let mut running = Vec::new();
-        for source in batch {
-            let target = out.join(format!("{}.nvcc.fatbin", source.module));
-            let mut command = Command::new(&nvcc);
-            command.args(["-O3", "-std=c++17", "--fatbin", "-Iinclude"]).args(&archs);
-            if timeline() {
-                command.arg("-DDS4_TIMELINE");
-            }
-            command.arg("-o").arg(&target).arg(&source.path);
-            let child = command.spawn().map_err(|error| no_compiler(&nvcc, &error))?;
-            running.push((child, target, &source.path));
-        }
-        for (mut child, target, path) in running {
-            if !child.wait()?.success() {
-                return Err(format!("nvcc cannot compile {}", path.display()).into());
-            }
-            modules.push(fs::read(target)?);
+    let version = Command::new(&nvcc).arg("--version").output();
+    let version = version.map_err(|error| no_compiler(&nvcc, &error))?.stdout;
+    let mut arguments = ["-O3", "-std=c++17", "--fatbin", "-Iinclude"].map(str::to_owned).to_vec();
+    arguments.extend(architectures(&nvcc)?);
+    if timeline() {
+        arguments.push("-DDS4_TIMELINE".to_owned());
+    }
+    let headers = stamp::files(Path::new("include"), &[".h", ".cuh"])?;
+    let target = |source: &Source| out.join(format!("{}.nvcc.fatbin", source.module));
+    let mut wanted = Vec::new();
+    for source in sources {
+        let mut words = arguments.clone();
+        words.push(String::from_utf8_lossy(&version).into_owned());
+        let files = [std::slice::from_ref(&source.path), &headers].concat();
+        let stamp = Stamp::new(out.join(format!("{}.stamp", source.module)), &files, words)?;
+        if !stamp.holds() || !target(source).is_file() {
+            wanted.push((source, stamp));
         }
     }
-    Ok(modules)
+    let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize);
+    for batch in wanted.chunks(jobs.max(1)) {
+        let mut running = Vec::new();
+        for (source, stamp) in batch {
+            let mut command = Command::new(&nvcc);
+            command.args(&arguments).arg("-o").arg(target(source)).arg(&source.path);
+            let child = command.spawn().map_err(|error| no_compiler(&nvcc, &error))?;
+            running.push((child, source, stamp));
+        }
+        for (mut child, source, stamp) in running {
+            if !child.wait()?.success() {
+                return Err(format!("nvcc cannot compile {}", source.path.display()).into());
+            }
+            stamp.set()?;
+        }
+    }
+    Ok(sources.iter().map(|source| fs::read(target(source))).collect::<io::Result<_>>()?)
 }
 
 fn nvcc() -> PathBuf {
@@ -203,7 +228,20 @@ fn compile_for_emulator(_: &[Source], _: &Path) -> Result<(), Failure> {
 /// One static library of all kernels, with a function that finds one by name.
 #[cfg(feature = "cuda-emulator")]
 fn compile_for_emulator(sources: &[Source], out: &Path) -> Result<(), Failure> {
+    const LIBRARY: &str = "candle_ds4_cuda_emulated";
+    let mut files: Vec<PathBuf> = sources.iter().map(|source| source.path.clone()).collect();
+    for folder in ["include", "emulator"] {
+        files.extend(stamp::files(Path::new(folder), &[".h", ".cuh"])?);
+    }
+    files.push("build.rs".into());
+    let words = [env::var("CXX").unwrap_or_default(), env::current_dir()?.display().to_string()];
+    let stamp = Stamp::new(out.join("cuda_emulator.stamp"), &files, words)?;
+    stamp::link(LIBRARY, out);
+    if stamp.holds() {
+        return Ok(());
+    }
     let mut build = cc::Build::new();
+    build.cargo_metadata(false);
     build.cpp(true).std("c++17").define("CUDA_EMULATOR", None).include("include");
     // A kernel's arithmetic must not depend on what a compiler would like to fuse.
     build.flag("-ffp-contract=off").warnings(false).opt_level(2);
@@ -234,6 +272,6 @@ fn compile_for_emulator(sources: &[Source], out: &Path) -> Result<(), Failure> {
     let file = out.join("table.cpp");
     fs::write(&file, table)?;
     build.file(file);
-    build.compile("candle_ds4_cuda_emulated");
-    Ok(())
+    build.compile(LIBRARY);
+    Ok(stamp.set()?)
 }

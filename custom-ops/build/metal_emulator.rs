@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
+use super::stamp::{self, Stamp};
+
+const LIBRARY: &str = "ds4_metal_emulator";
 /// Parts that every kernel begins with, in their order.
 const PARTS: [&str; 9] =
     ["prelude", "reduce", "rounding", "iq2_xxs", "blocks", "vec", "tiles", "rows", "route"];
@@ -35,8 +38,24 @@ pub fn build() -> Result<(), Box<dyn std::error::Error>> {
     fs::write(out.join("metal_ops.inc"), each)?;
 
     let compiler = env::var("CXX").unwrap_or_else(|_| "clang++".to_owned());
+    let sanitize = env::var("DS4_EMULATOR_SANITIZE").as_deref() == Ok("1");
+    let mut files = vec![PathBuf::from("build/metal_emulator.rs")];
+    for folder in ["src", "include/metal", "emulator"] {
+        files.extend(stamp::files(Path::new(folder), &[".metal", ".h", ".cpp"])?);
+    }
+    let words = [compiler.clone(), sanitize.to_string(), here.display().to_string()];
+    let stamp = Stamp::new(out.join("stamp"), &files, words)?;
+    if sanitize {
+        link_sanitizer(&compiler)?;
+    }
+    stamp::link(LIBRARY, &out);
+    if stamp.holds() {
+        return Ok(());
+    }
     let mut build = cc::Build::new();
     build
+        .cargo_metadata(false)
+        .out_dir(&out)
         .cpp(true)
         .std("c++17")
         .compiler(&compiler)
@@ -60,7 +79,7 @@ pub fn build() -> Result<(), Box<dyn std::error::Error>> {
     if env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64") {
         build.flag("-mf16c");
     }
-    if env::var("DS4_EMULATOR_SANITIZE").as_deref() == Ok("1") {
+    if sanitize {
         build
             .flag("-fsanitize=address,undefined")
             .flag("-fno-sanitize=vptr,function")
@@ -68,7 +87,6 @@ pub fn build() -> Result<(), Box<dyn std::error::Error>> {
             .flag("-fsanitize-address-use-after-return=never")
             .flag("-fno-omit-frame-pointer")
             .flag("-shared-libasan");
-        link_sanitizer(&compiler)?;
     }
     build.file("emulator/metal.cpp");
     for op in &ops {
@@ -76,10 +94,10 @@ pub fn build() -> Result<(), Box<dyn std::error::Error>> {
         fs::write(&file, source(&here, op))?;
         build.file(file);
     }
-    build.try_compile("ds4_metal_emulator").map_err(|error| {
+    build.try_compile(LIBRARY).map_err(|error| {
         format!("the feature metal-emulator needs clang++ (Debian: apt-get install clang): {error}")
     })?;
-    Ok(())
+    Ok(stamp.set()?)
 }
 
 /// The parts and the kernels of an op, each with its own name in messages.

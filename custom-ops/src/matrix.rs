@@ -9,7 +9,7 @@ use crate::device::cuda::{Gpu, Packed, Planes, Weight};
 use crate::device::host;
 
 /// What addresses of weights are multiples of, for kernels that load four floats at once.
-#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+#[cfg(metal_kernels)]
 pub(crate) const METAL_ALIGN: usize = 16;
 
 /// A weight `[rows, cols]`, or `[stack, rows, cols]`, in one block format.
@@ -229,7 +229,7 @@ impl Matrix {
     ///
     /// # Errors
     /// If they are on another device, or begin at an address that no kernel reads at.
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     pub(crate) fn metal(&self, op: &'static str) -> Result<crate::device::metal::Binding<'_>> {
         match &self.data {
             #[cfg(feature = "metal-emulator")]
@@ -251,7 +251,7 @@ impl Matrix {
     ///
     /// # Errors
     /// If the columns are no multiple of 8.
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     pub(crate) fn check_metal_columns(&self, op: &'static str) -> Result<()> {
         match self.cols % 8 {
             0 => Ok(()),
@@ -262,7 +262,7 @@ impl Matrix {
     }
 
     /// Bytes of one row.
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     pub(crate) fn row_bytes(&self) -> usize {
         self.row_bytes
     }

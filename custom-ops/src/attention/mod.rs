@@ -3,7 +3,7 @@
 mod cpu;
 #[cfg(cuda_kernels)]
 mod cuda;
-#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+#[cfg(metal_kernels)]
 mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
@@ -88,7 +88,7 @@ pub fn turned_attention(
     eps: f64,
     ws: &Workspace,
 ) -> Result<Tensor> {
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     if crate::device::on_metal(of.q.device()) && metal::turns_itself(&of, rope_table)? {
         return attend(of, Some(Turning { rope: rope_table, eps }), ws);
     }
@@ -115,10 +115,7 @@ pub fn turned_attention(
 
 /// What a kernel does with queries and values itself.
 #[derive(Clone, Copy)]
-#[cfg_attr(
-    not(any(cuda_kernels, feature = "metal", feature = "metal-emulator")),
-    allow(dead_code, reason = "for kernels")
-)]
+#[cfg_attr(not(gpu_kernels), allow(dead_code, reason = "for kernels"))]
 struct Turning<'a> {
     rope: &'a RopeTable,
     eps: f64,
@@ -153,12 +150,12 @@ fn attend(of: Attention<'_>, turn: Option<Turning<'_>>, ws: &Workspace) -> Resul
         }
     }
     let out = ws.f32((tokens, heads, dim))?;
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     let partial = metal::partial_results(heads, window, compressed.as_ref(), batch, ws)?;
     let attend = Attend {
         of,
         turn,
-        #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+        #[cfg(metal_kernels)]
         partial,
     };
     timed(
@@ -189,13 +186,10 @@ fn read_bytes(dim: usize, window: usize, compressed: Option<Compressed>, batch: 
 
 struct Attend<'a> {
     of: Attention<'a>,
-    #[cfg_attr(
-        not(any(cuda_kernels, feature = "metal", feature = "metal-emulator")),
-        allow(dead_code, reason = "for kernels")
-    )]
+    #[cfg_attr(not(gpu_kernels), allow(dead_code, reason = "for kernels"))]
     turn: Option<Turning<'a>>,
     /// Where the shares of a token's rows wait to be joined.
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     partial: Tensor,
 }
 

@@ -53,7 +53,7 @@ impl Format {
     }
 
     /// What kernels are called by.
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     pub(crate) fn kernel_name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -157,7 +157,7 @@ fn half_at<const BYTES: usize>(block: &[u8; BYTES], at: usize) -> f32 {
 }
 
 /// The codes of IQ2_XXS's grid, to compare other copies with.
-#[cfg(all(test, any(feature = "metal", feature = "metal-emulator")))]
+#[cfg(all(test, metal_kernels))]
 pub(crate) fn iq2_xxs_codes() -> &'static [u16; 256] {
     &iq2_xxs::CODES
 }

@@ -4,7 +4,7 @@
 pub mod cuda;
 mod graph;
 mod host;
-#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+#[cfg(metal_kernels)]
 pub mod metal;
 mod profile;
 mod rows;
@@ -25,9 +25,9 @@ pub use workspace::{Frame, Workspace};
 
 /// Whether ops on this device are launches of Metal kernels, which may want intermediate tensors.
 pub(crate) fn on_metal(device: &candle_core::Device) -> bool {
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     let metal = metal::on_gpu(device);
-    #[cfg(not(any(feature = "metal", feature = "metal-emulator")))]
+    #[cfg(not(metal_kernels))]
     let metal = device.is_metal();
     metal
 }

@@ -4,11 +4,11 @@ mod cpu;
 #[cfg(cuda_kernels)]
 mod cuda;
 mod groups;
-#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+#[cfg(metal_kernels)]
 mod metal;
 #[cfg(cuda_kernels)]
 mod one;
-#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+#[cfg(metal_kernels)]
 mod routed;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
@@ -85,7 +85,7 @@ pub fn experts(
         return one::one(x, routed, one::Route::Chosen { ids, weights }, shared, clamp, ws);
     }
     let out = ws.f32((tokens, hidden))?;
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     let scratch = metal::Scratch::new(routed, ids, shared, ws)?;
     #[allow(unused_mut, reason = "scratch is for GPUs")]
     let mut op = Experts {
@@ -95,7 +95,7 @@ pub fn experts(
         weights,
         shared,
         clamp,
-        #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+        #[cfg(metal_kernels)]
         scratch,
         #[cfg(cuda_kernels)]
         cuda_scratch: None,
@@ -123,7 +123,7 @@ pub fn routed_experts(
     clamp: f32,
     ws: &Workspace,
 ) -> Result<Tensor> {
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     if crate::device::on_metal(x.device()) {
         let (tokens, hidden) = x.dims2()?;
         let k = choice.check(tokens, router.rows())?;
@@ -210,7 +210,7 @@ struct Experts<'a> {
     weights: &'a Tensor,
     shared: Option<Mlp<'a>>,
     clamp: f32,
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     scratch: metal::Scratch,
     #[cfg(cuda_kernels)]
     cuda_scratch: Option<Tensor>,

@@ -5,7 +5,7 @@ use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 use super::{hyper_collapse, hyper_expand, hyper_head_mix, hyper_mix, MixParams};
 #[cfg(cuda_kernels)]
 use crate::device::cuda::{Gpu, Target};
-#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+#[cfg(gpu_kernels)]
 use crate::device::timed;
 use crate::device::Workspace;
 use crate::{matmul, rms_norm_over, Matrix};
@@ -51,7 +51,7 @@ impl Given {
         }
     }
 
-    #[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+    #[cfg(gpu_kernels)]
     pub(super) fn value(&self) -> Result<&Tensor> {
         match self {
             Self::Value(value) => Ok(value),
@@ -59,7 +59,7 @@ impl Given {
         }
     }
 
-    #[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+    #[cfg(gpu_kernels)]
     fn dims(&self) -> Result<[usize; 2]> {
         match self {
             Self::Value(value) => value.dims2().map(|(tokens, hidden)| [tokens, hidden]),
@@ -104,7 +104,7 @@ pub fn hyper_enter(
     ws: &Workspace,
 ) -> Result<(Tensor, Tensor)> {
     let Entrance { projection, scale, base, norm, norm_eps, params } = entrance;
-    #[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+    #[cfg(gpu_kernels)]
     if let Some(entered) = at_once(state, due, entrance, params.width(), ws)? {
         return Ok(entered);
     }
@@ -126,7 +126,7 @@ pub fn hyper_leave(
     ws: &Workspace,
 ) -> Result<Tensor> {
     let Entrance { projection, scale, base, norm, norm_eps, params } = entrance;
-    #[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+    #[cfg(gpu_kernels)]
     if let Some((xs, _)) = at_once(state, due, entrance, params.streams, ws)? {
         return Ok(xs);
     }
@@ -141,9 +141,9 @@ fn write_back(state: &Tensor, due: Option<&Due>, ws: &Workspace) -> Result<()> {
 }
 
 /// Whether a device has kernels that do all of it.
-#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+#[cfg(gpu_kernels)]
 fn enters_at_once(state: &Tensor, projection: &Matrix) -> Result<bool> {
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     if crate::device::on_metal(state.device()) {
         return super::metal::enters_at_once(state, projection);
     }
@@ -155,13 +155,10 @@ fn enters_at_once(state: &Tensor, projection: &Matrix) -> Result<bool> {
 }
 
 /// Whether they also compute what is due.
-#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
-#[cfg_attr(
-    not(any(feature = "metal", feature = "metal-emulator")),
-    allow(unused_variables, reason = "of Metal's kernels")
-)]
+#[cfg(gpu_kernels)]
+#[cfg_attr(not(metal_kernels), allow(unused_variables, reason = "of Metal's kernels"))]
 fn multiplies_at_once(state: &Tensor, given: &Given) -> bool {
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     if let (Given::Product { w, .. }, true) = (given, crate::device::on_metal(state.device())) {
         return super::metal::multiplies_at_once(w);
     }
@@ -169,7 +166,7 @@ fn multiplies_at_once(state: &Tensor, given: &Given) -> bool {
 }
 
 /// As few launches as a GPU has kernels for: input and mix (of the head: nothing).
-#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+#[cfg(gpu_kernels)]
 fn at_once(
     state: &Tensor,
     due: Option<&Due>,
@@ -223,7 +220,7 @@ fn at_once(
         due,
         entrance,
         mix: &mix,
-        #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+        #[cfg(metal_kernels)]
         partial: ws.f32(super::metal::partial_values(state)?)?,
     };
     let product = match due.map(|due| &due.given) {
@@ -243,17 +240,14 @@ fn at_once(
 }
 
 /// Writes the input; the mix and the streams too.
-#[cfg_attr(
-    not(any(cuda_kernels, feature = "metal", feature = "metal-emulator")),
-    allow(dead_code, reason = "for kernels")
-)]
+#[cfg_attr(not(gpu_kernels), allow(dead_code, reason = "for kernels"))]
 pub(super) struct Enter<'a> {
     pub(super) state: &'a Tensor,
     pub(super) due: Option<&'a Due>,
     pub(super) entrance: Entrance<'a>,
     pub(super) mix: &'a Tensor,
     /// What blocks of channels leave for the second launch.
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     pub(super) partial: Tensor,
 }
 

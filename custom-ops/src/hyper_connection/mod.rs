@@ -10,7 +10,7 @@ mod cuda;
 mod enter;
 #[cfg(cuda_kernels)]
 mod errand;
-#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+#[cfg(metal_kernels)]
 mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};

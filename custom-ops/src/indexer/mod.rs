@@ -3,7 +3,7 @@
 mod cpu;
 #[cfg(cuda_kernels)]
 mod cuda;
-#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+#[cfg(metal_kernels)]
 mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
@@ -59,7 +59,7 @@ pub fn select_rows_raw(
     batch: &Ragged,
     ws: &Workspace,
 ) -> Result<Tensor> {
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     if metal::turns_itself(q, rope, rounding)? {
         return select(q, Some(rope), weights, keys, ratio, k, batch, ws);
     }
@@ -102,7 +102,7 @@ fn select(
         }
     }
     let out = ws.u32((tokens, k))?;
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     let scores = metal::room_for_scores(ratio, batch, ws)?;
     #[allow(unused_mut, reason = "scratch is for GPUs")]
     let mut op = Select {
@@ -113,7 +113,7 @@ fn select(
         ratio,
         k,
         batch,
-        #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+        #[cfg(metal_kernels)]
         scores,
         #[cfg(cuda_kernels)]
         scratch: None,
@@ -132,17 +132,14 @@ fn select(
 
 struct Select<'a> {
     q: &'a Tensor,
-    #[cfg_attr(
-        not(any(cuda_kernels, feature = "metal", feature = "metal-emulator")),
-        allow(dead_code, reason = "for kernels")
-    )]
+    #[cfg_attr(not(gpu_kernels), allow(dead_code, reason = "for kernels"))]
     turn: Option<&'a RopeTable>,
     weights: &'a Tensor,
     keys: &'a [&'a Rows],
     ratio: usize,
     k: usize,
     batch: &'a Ragged,
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     scores: Tensor,
     #[cfg(cuda_kernels)]
     scratch: Option<Tensor>,

@@ -5,7 +5,7 @@ mod bytes;
 #[cfg(cuda_kernels)]
 mod cuda;
 mod host;
-#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+#[cfg(metal_kernels)]
 mod metal;
 mod packed;
 mod ring;
@@ -22,7 +22,7 @@ pub use rows::{append_rows, Rows, PAGE_TOKENS};
 
 /// Pages of a list that launches not yet finished may have written: those of the longest chunk of a
 /// prompt that is in flight behind another.
-#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+#[cfg(metal_kernels)]
 pub(crate) const RECENT_PAGES: usize = 16;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor};

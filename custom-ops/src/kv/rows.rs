@@ -117,7 +117,7 @@ impl Rows {
     ///
     /// # Errors
     /// If they are on a device without Metal kernels.
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     pub(crate) fn metal(&self, op: &'static str) -> Result<Vec<crate::device::metal::Binding<'_>>> {
         let dtype = match self.format {
             RowFormat::F32 { .. } => DType::F32,

@@ -2,7 +2,7 @@
 
 #[cfg(cuda_kernels)]
 mod cuda;
-#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+#[cfg(metal_kernels)]
 mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
@@ -51,10 +51,7 @@ fn of_row(scores: &[f32], skip: Option<u32>) -> Option<u32> {
 }
 
 /// Writes the indices.
-#[cfg_attr(
-    not(any(cuda_kernels, feature = "metal", feature = "metal-emulator")),
-    allow(dead_code, reason = "for kernels")
-)]
+#[cfg_attr(not(gpu_kernels), allow(dead_code, reason = "for kernels"))]
 struct Likeliest<'a> {
     scores: &'a Tensor,
     skip: Option<u32>,

@@ -3,7 +3,7 @@
 mod cpu;
 #[cfg(cuda_kernels)]
 pub(crate) mod cuda;
-#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+#[cfg(metal_kernels)]
 mod metal;
 mod panels;
 mod strips;
@@ -18,7 +18,7 @@ use crate::device::cuda::{Gpu, Target};
 use crate::device::{host, host_mut, timed, Workspace};
 use crate::Matrix;
 
-#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+#[cfg(metal_kernels)]
 pub(crate) use metal::{
     dense_code as metal_dense_code, one_launch as metal_one_launch, TILE as METAL_TILE,
     TILE_THREADS as METAL_TILE_THREADS,
@@ -105,11 +105,11 @@ fn product(x: &Tensor, w: &Matrix, groups: usize, out: &Tensor, ws: &Workspace) 
 ///
 /// Errors: as [`matmul`].
 pub fn matmuls(x: &Tensor, weights: &[&Matrix], ws: &Workspace) -> Result<Vec<Tensor>> {
-    #[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+    #[cfg(gpu_kernels)]
     let outs = |tokens: usize| -> Result<Vec<Tensor>> {
         weights.iter().map(|w| ws.f32((tokens, w.rows()))).collect()
     };
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     if crate::device::on_metal(x.device()) {
         let (tokens, width) = x.dims2()?;
         let fit = weights.iter().all(|w| w.stack() == 1 && w.cols() == width);
@@ -148,7 +148,7 @@ pub fn matmuls(x: &Tensor, weights: &[&Matrix], ws: &Workspace) -> Result<Vec<Te
 }
 
 /// The first's format, and how much all are.
-#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+#[cfg(gpu_kernels)]
 fn class_of(weights: &[&Matrix]) -> Result<(String, usize)> {
     let bytes = weights.iter().map(|w| w.byte_len()).sum();
     let rows: usize = weights.iter().map(|w| w.rows()).sum();
@@ -167,7 +167,7 @@ struct MatMul<'a> {
 }
 
 /// Writes the first product to the op's target, the others to `outs`.
-#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+#[cfg(gpu_kernels)]
 struct MatMuls<'a> {
     x: &'a Tensor,
     weights: &'a [&'a Matrix],
@@ -204,7 +204,7 @@ impl InplaceOp1 for MatMul<'_> {
     }
 }
 
-#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+#[cfg(gpu_kernels)]
 impl InplaceOp1 for MatMuls<'_> {
     fn name(&self) -> &'static str {
         "matmuls"

@@ -3,7 +3,7 @@
 mod cpu;
 #[cfg(cuda_kernels)]
 mod cuda;
-#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+#[cfg(metal_kernels)]
 mod metal;
 
 pub(crate) use cpu::scale;

@@ -3,7 +3,7 @@
 mod cpu;
 #[cfg(cuda_kernels)]
 pub(crate) mod cuda;
-#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+#[cfg(metal_kernels)]
 mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};

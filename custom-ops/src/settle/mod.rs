@@ -2,14 +2,14 @@
 
 #[cfg(cuda_kernels)]
 mod cuda;
-#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+#[cfg(metal_kernels)]
 mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
 #[cfg(cuda_kernels)]
 use crate::device::cuda::{Gpu, Target};
-#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+#[cfg(gpu_kernels)]
 use crate::device::timed;
 use crate::device::Workspace;
 use crate::kv::{append_rows, write_rings, Rows};
@@ -84,7 +84,7 @@ pub struct Settle<'a> {
 /// # Errors
 /// As those.
 pub fn settle(mut settle: Settle<'_>, batch: &Ragged, ws: &Workspace) -> Result<(Tensor, Tensor)> {
-    #[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+    #[cfg(gpu_kernels)]
     if settles_at_once(&settle, batch)? {
         let (mut latent, kv) = at_once(&mut settle, &[], batch, ws)?;
         return Ok((latent.swap_remove(0), kv));
@@ -109,7 +109,7 @@ pub fn settle_and_project(
     batch: &Ragged,
     ws: &Workspace,
 ) -> Result<(Vec<Tensor>, Tensor)> {
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     if crate::device::on_metal(of.kv.device()) && metal::projects_at_once(&of, weights, batch) {
         return at_once(&mut of, weights, batch, ws);
     }
@@ -128,9 +128,9 @@ fn compress(of: &mut Compression<'_>, batch: &Ragged, ws: &Workspace) -> Result<
 }
 
 /// Whether a device has a kernel that does all of it.
-#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+#[cfg(gpu_kernels)]
 fn settles_at_once(settle: &Settle<'_>, batch: &Ragged) -> Result<bool> {
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     if crate::device::on_metal(settle.kv.device()) {
         return Ok(metal::settles_at_once(settle, batch));
     }
@@ -143,7 +143,7 @@ fn settles_at_once(settle: &Settle<'_>, batch: &Ragged) -> Result<bool> {
 
 /// One token of each sequence, in one launch (Metal: for each sequence): the latent, or its products with
 /// weights.
-#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+#[cfg(gpu_kernels)]
 fn at_once(
     settle: &mut Settle<'_>,
     weights: &[&Matrix],
@@ -171,9 +171,9 @@ fn at_once(
         batch,
         #[cfg(cuda_kernels)]
         latent: &outs[0],
-        #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+        #[cfg(metal_kernels)]
         weights,
-        #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+        #[cfg(metal_kernels)]
         outs: &outs,
     };
     let bytes = weights.iter().map(|w| w.byte_len()).sum();
@@ -187,7 +187,7 @@ fn at_once(
 }
 
 /// What [`pool`] and [`append_rows`] check.
-#[cfg(any(cuda_kernels, feature = "metal", feature = "metal-emulator"))]
+#[cfg(gpu_kernels)]
 fn check(of: &Compression<'_>, tokens: usize) -> Result<()> {
     let (rows, width) = of.values.dims2()?;
     let Pooling { ratio, .. } = of.pooling;
@@ -212,10 +212,7 @@ fn check(of: &Compression<'_>, tokens: usize) -> Result<()> {
 }
 
 /// Writes the finished rows; the latent and the caches too.
-#[cfg_attr(
-    not(any(cuda_kernels, feature = "metal", feature = "metal-emulator")),
-    allow(dead_code, reason = "for kernels")
-)]
+#[cfg_attr(not(gpu_kernels), allow(dead_code, reason = "for kernels"))]
 struct AtOnce<'a, 'b> {
     settle: &'a Settle<'b>,
     batch: &'a Ragged,
@@ -223,10 +220,10 @@ struct AtOnce<'a, 'b> {
     #[cfg(cuda_kernels)]
     latent: &'a Tensor,
     /// Those that the normed latent is multiplied by.
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     weights: &'a [&'a Matrix],
     /// Their products, or, without weights, the latent.
-    #[cfg(any(feature = "metal", feature = "metal-emulator"))]
+    #[cfg(metal_kernels)]
     outs: &'a [Tensor],
 }
 

@@ -2,7 +2,7 @@
 
 #[cfg(cuda_kernels)]
 mod cuda;
-#[cfg(any(feature = "metal", feature = "metal-emulator"))]
+#[cfg(metal_kernels)]
 mod metal;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
@@ -86,10 +86,7 @@ fn of_row(list: &[u32], wanted: Reach) -> Option<Shortlist> {
 }
 
 /// Writes the lists.
-#[cfg_attr(
-    not(any(cuda_kernels, feature = "metal", feature = "metal-emulator")),
-    allow(dead_code, reason = "for kernels")
-)]
+#[cfg_attr(not(gpu_kernels), allow(dead_code, reason = "for kernels"))]
 struct Listing<'a> {
     scores: &'a Tensor,
     wanted: &'a [Reach],
