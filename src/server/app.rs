@@ -20,6 +20,7 @@ use tokio::sync::{watch, Semaphore};
 use super::access::{Access, Keys};
 use super::body::UNIT;
 use super::metrics::Metrics;
+use super::readers::Readers;
 use super::trace::Tracer;
 use super::{chat, completions, health, messages, models, page, reference, responses, tokenize};
 use super::{ApiError, Dialect, Kind, Replay};
@@ -108,8 +109,8 @@ pub(super) struct Inner {
     pub fingerprint: String,
     /// Bytes of the longest token.
     pub longest_token: usize,
-    /// Prompts that may be read at the same time.
-    pub readers: Semaphore,
+    /// Threads that read what clients send.
+    pub readers: Readers,
     /// Memory for bodies.
     pub bodies: Arc<Semaphore>,
     /// Whether the server is being stopped.
@@ -180,16 +181,17 @@ impl App {
             format!("{} {} {:?}", env!("CARGO_PKG_VERSION"), settings.model, service.config());
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let guides = Guides::new(Arc::clone(tokenizer)).map_err(io::Error::other)?;
+        let metrics = Metrics::new(&settings.model, &service);
         let inner = Inner {
             guides,
-            metrics: Metrics::new(&settings.model, &service),
             tracer,
             replay,
             kept: Arc::default(),
             created: now(),
             fingerprint: format!("fp_{}", &blake3::hash(what.as_bytes()).to_hex()[..12]),
             longest_token,
-            readers: Semaphore::new(threads),
+            readers: Readers::new(threads, metrics.readers.clone()),
+            metrics,
             bodies: Arc::new(Semaphore::new(
                 settings.body_memory.max(settings.body_limit) / UNIT + 1,
             )),

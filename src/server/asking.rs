@@ -7,7 +7,8 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use super::app::{App, Caller};
-use super::error::{ApiError, Kind};
+use super::error::ApiError;
+use super::readers::{stopping, Memory};
 use super::structure;
 use super::trace::Traced;
 use super::{Answer, Content, Event, Finish, Format, Input, Reading, Request, ToolChoice};
@@ -67,15 +68,14 @@ impl App {
         &self,
         caller: &Caller,
         request: &Request,
+        memory: &Memory,
     ) -> Result<Prompt, ApiError> {
         let inner = Arc::clone(&self.0);
         let (namespace, context) = (caller.namespace, inner.service.context());
         let most = inner.service.config().context_length;
         let input = request.input.clone();
         let no_calls = request.tool_choice == ToolChoice::None;
-        let _turn = inner.readers.acquire().await.map_err(|_| stopping())?;
-        let inner = Arc::clone(&self.0);
-        let reading = tokio::task::spawn_blocking(move || {
+        let reading = self.0.readers.read(memory, move || {
             let tokenizer = inner.service.tokenizer();
             let fits = |bytes: usize| {
                 // No token is longer, so there are at least this many.
@@ -121,21 +121,22 @@ impl App {
             }
             Ok(Prompt { ids, landmarks, content, before })
         });
-        reading.await.map_err(|_| ApiError::new(Kind::Server, "the prompt cannot be read"))?
+        reading.await?
     }
 
     /// What holds each answer to the form that a request asks for.
-    async fn guides(&self, request: &Request) -> Result<Vec<Option<Box<dyn Guide>>>, ApiError> {
+    async fn guides(
+        &self,
+        request: &Request,
+        memory: &Memory,
+    ) -> Result<Vec<Option<Box<dyn Guide>>>, ApiError> {
         let inner = Arc::clone(&self.0);
         let request = request.clone();
         let request_has_schema = matches!(request.format, Format::JsonSchema(_));
-        let _turn = self.0.readers.acquire().await.map_err(|_| stopping())?;
-        let building = tokio::task::spawn_blocking(move || {
+        let building = self.0.readers.read(memory, move || {
             (0..request.n).map(|_| structure::guide(&inner.guides, &request)).collect()
         });
-        let built: Result<Vec<_>, GuideError> = building
-            .await
-            .map_err(|_| ApiError::new(Kind::Server, "the answer's form cannot be prepared"))?;
+        let built: Result<Vec<_>, GuideError> = building.await?;
         built.map_err(|error| {
             let param = match error {
                 GuideError::Schema { .. } if request_has_schema => "response_format",
@@ -146,21 +147,23 @@ impl App {
         })
     }
 
-    /// Asks the engine for the answers that a request wants. `call_prefix` is what the ids of
-    /// calls begin with.
+    /// Asks the engine for the answers that a request wants, whose body takes up `memory`. `call_prefix` is
+    /// what the ids of calls begin with.
     ///
     /// # Errors
     /// The prompt is empty or too long, or the engine takes no more requests.
-    pub async fn ask(
+    pub(super) async fn ask(
         &self,
         caller: &Caller,
         request: &Request,
+        memory: &Memory,
         call_prefix: &'static str,
     ) -> Result<Answers, ApiError> {
         let start = Instant::now();
         let inner = &self.0;
-        let Prompt { ids, landmarks, content, before } = self.prompt(caller, request).await?;
-        let guides = self.guides(request).await?;
+        let Prompt { ids, landmarks, content, before } =
+            self.prompt(caller, request, memory).await?;
+        let guides = self.guides(request, memory).await?;
         let tokenizer = inner.service.tokenizer();
         let max_tokens = request.max_tokens.unwrap_or(inner.settings.max_tokens);
         let mut answers = Answers {
@@ -205,10 +208,6 @@ impl App {
         }
         Ok(answers)
     }
-}
-
-fn stopping() -> ApiError {
-    ApiError::new(Kind::Overloaded, "the server is shutting down")
 }
 
 fn no_control(error: crate::tokenizer::Error) -> ApiError {
