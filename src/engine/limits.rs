@@ -2,7 +2,7 @@
 
 use candle_core::Device;
 
-use crate::hub;
+use crate::system;
 
 /// Tokens of prompts in one forward pass on the CPU: more gains nothing there, and it is what a
 /// user waits for before a cancelled prompt stops, or another's next token comes.
@@ -55,5 +55,5 @@ fn memory_for_sequences(device: &Device) -> u64 {
         return (memory.free as u64).saturating_sub(GPU_WORK);
     }
     let _ = device;
-    hub::memory().0.unwrap_or(UNKNOWN_MEMORY) / MEMORY_SHARE
+    system::memory().0.unwrap_or(UNKNOWN_MEMORY) / MEMORY_SHARE
 }
