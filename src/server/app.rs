@@ -26,6 +26,7 @@ use super::{chat, completions, health, messages, models, page, reference, respon
 use super::{ApiError, Dialect, Kind, Replay};
 use crate::engine::{Namespace, Service};
 use crate::guide::Guides;
+use crate::prompt::Thinking;
 
 /// How the server behaves.
 #[derive(Clone, Debug)]
@@ -72,7 +73,8 @@ impl Default for Settings {
             model: "deepseek-v4-flash".to_owned(),
             aliases: Vec::new(),
             strict_model: false,
-            max_tokens: 393_216,
+            // As long as the longest reasoning may get; the context ends most answers before.
+            max_tokens: Thinking::MAX_CONTEXT,
             most_answers: 8,
             keys: Keys::default(),
             access: Access::default(),

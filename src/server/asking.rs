@@ -15,12 +15,7 @@ use super::{Answer, Content, Event, Finish, Format, Input, Reading, Request, Too
 use super::{Usage, Whole};
 use crate::engine::{Guide, Job, Update, Updates};
 use crate::guide::GuideError;
-use crate::prompt::{
-    Conversation, Ending, Fingerprint, Rendered, Replayed, Role, Thinking, Tokens,
-};
-
-/// The context that the model card wants for [`Thinking::Max`]: 384K tokens.
-const THINK_MAX_CONTEXT: usize = 393_216;
+use crate::prompt::{Conversation, Ending, Fingerprint, Rendered, Replayed, Role, Tokens};
 
 /// Tokens of an answer that memory is set aside for if a request does not say how many it wants:
 /// most answers have fewer, and the whole context for each would let few run at a time.
@@ -92,9 +87,7 @@ impl App {
                     if no_calls {
                         conversation.tools.clear();
                     }
-                    if conversation.thinking == Thinking::Max && context < THINK_MAX_CONTEXT {
-                        conversation.thinking = Thinking::On;
-                    }
+                    conversation.thinking = conversation.thinking.within(context);
                     let content = Content::Reply {
                         reasoning: begins_with_reasoning(&conversation),
                         tools: !conversation.tools.is_empty(),
