@@ -1,6 +1,6 @@
 //! What all requests share, and what is decided about each before its handler sees it.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -225,16 +225,20 @@ impl App {
     /// All paths, with the guard before them.
     pub fn router(&self) -> Router {
         let mut router = Router::new();
-        let mut paths = HashSet::from(["/".to_owned()]);
+        let mut paths = BTreeSet::new();
         let mut route = |path: &str, handler: MethodRouter<Self>| {
             paths.insert(path.to_owned());
             let bare = std::mem::take(&mut router);
             router = bare.route(path, handler.clone()).route(&format!("/v1{path}"), handler);
         };
         Self::routes(&mut route);
+        let known: Arc<str> = known(&paths).into();
+        paths.insert("/".to_owned());
         router
             .route("/", get(chat_page))
-            .fallback(no_such_path)
+            .fallback(|caller: Caller, request: Request| async move {
+                no_such_path(&known, caller, request)
+            })
             .method_not_allowed_fallback(no_such_method)
             .layer(from_fn_with_state((self.clone(), Arc::new(paths)), guard))
             .with_state(self.clone())
@@ -265,14 +269,20 @@ async fn chat_page() -> Response {
     (headers, page::html()).into_response()
 }
 
-async fn no_such_path(caller: Caller, request: Request) -> Response {
-    let path = request.uri().path();
-    let message = if path.ends_with("/embeddings") {
-        "DeepSeek V4 Flash writes text; it makes no embeddings".to_owned()
+/// Says which paths there are; those with a name in them are below others.
+fn known(paths: &BTreeSet<String>) -> String {
+    let fixed: Vec<&str> = paths.iter().map(String::as_str).filter(|p| !p.contains('{')).collect();
+    format!(
+        "no such path; the server has / and, with or without /v1 before it, {}",
+        fixed.join(", ")
+    )
+}
+
+fn no_such_path(known: &str, caller: Caller, request: Request) -> Response {
+    let message = if request.uri().path().ends_with("/embeddings") {
+        "DeepSeek V4 Flash writes text; it makes no embeddings"
     } else {
-        "no such path; the server has /v1/chat/completions, /v1/completions, /v1/responses, \
-         /v1/messages, /v1/models, /tokenize, /detokenize, /health, /metrics and /version"
-            .to_owned()
+        known
     };
     caller.refuse(&ApiError::new(Kind::NotFound, message).with_code("unknown_url"))
 }
@@ -284,7 +294,7 @@ async fn no_such_method(caller: Caller) -> Response {
 
 /// Who asks, whether they may, and what became of it.
 async fn guard(
-    State((app, paths)): State<(App, Arc<HashSet<String>>)>,
+    State((app, paths)): State<(App, Arc<BTreeSet<String>>)>,
     mut request: Request,
     next: Next,
 ) -> Response {

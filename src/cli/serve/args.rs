@@ -182,7 +182,7 @@ pub struct ServeArgs {
     #[arg(long, hide = true)]
     pub quality: bool,
 
-    /// Accepted for scripts written for ds4: nothing is read from the working folder here
+    /// Accepted for scripts written for ds4: kernels are part of the program here
     #[arg(long, value_name = "DIR", hide = true)]
     pub chdir: Option<PathBuf>,
 
