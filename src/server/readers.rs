@@ -108,7 +108,7 @@ mod tests {
     async fn work_that_panics_gives_its_turn_back() {
         let (readers, bodies) = (Readers::new(1, Gauge::default()), Arc::new(Semaphore::new(1)));
         let memory = Memory::new(bodies.clone().acquire_owned().await.unwrap());
-        assert!(readers.read(&memory, || panic!("as planned")).await.map(|()| ()).is_err());
+        assert!(readers.read::<()>(&memory, || panic!("as planned")).await.is_err());
         assert_eq!(readers.read(&memory, || 7).await.unwrap(), 7);
         assert_eq!(readers.busy.get(), 0);
     }
