@@ -6,7 +6,8 @@
 //!
 //! Interrupt it, start it again: it goes on where it was.
 
-use candle_ds4::hub::{Cancel, Event, Hub, Settings, Size};
+use candle_ds4::hub::{Cancel, Event, Hub, Settings};
+use candle_ds4::size::Size;
 
 fn main() -> anyhow::Result<()> {
     let name = std::env::args().nth(1).unwrap_or_else(|| "q2-imatrix".to_string());

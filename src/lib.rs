@@ -27,8 +27,7 @@
 //! Each arithmetic step is an op of [`candle_ds4_ops`], which knows devices, block formats and
 //! kernels; nothing above it does.
 //!
-//! Rooms import only from rooms above them in this page's order: `hub`, `gguf`, `config`, `weights`,
-//! `cache`, `model`, `sample`, `engine`, `guide`, `server` and `cli`; and `tokenizer`, `prompt`, `engine`.
+//! Imports point one way: which room imports which is a table in `docs/architecture.md`, and a test.
 #![deny(missing_docs)]
 
 pub use candle_core as candle;
@@ -38,7 +37,6 @@ pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod demo;
-mod disk;
 pub mod engine;
 pub mod gguf;
 pub mod guide;
@@ -48,6 +46,8 @@ pub mod prompt;
 pub mod quantize;
 pub mod sample;
 pub mod server;
+pub mod size;
+mod system;
 pub mod tokenizer;
 pub mod weights;
 

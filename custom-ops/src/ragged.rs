@@ -24,10 +24,23 @@ impl Span {
         self.start + self.len
     }
 
-    /// Windows of `ratio` tokens that end inside this span, as indices `from..to`.
+    /// Windows of `ratio` tokens that end inside this span, as indices `from..to`; of 0 tokens none does.
     pub fn windows(&self, ratio: usize) -> Range<usize> {
-        self.start / ratio..self.end() / ratio
+        ended(self.start, ratio)..ended(self.end(), ratio)
     }
+}
+
+/// Windows of `ratio` tokens that the first `tokens` of a sequence fill.
+fn ended(tokens: usize, ratio: usize) -> usize {
+    tokens.checked_div(ratio).unwrap_or(0)
+}
+
+/// Refuses windows of no tokens: no place in a sequence tells how many of them there are.
+pub(crate) fn check_ratio(op: &str, ratio: usize) -> Result<()> {
+    if ratio == 0 {
+        bail!("{op}: ratio 0: a window has at least one token");
+    }
+    Ok(())
 }
 
 /// Which rows of a flattened batch belong to which sequence, and at which positions.
@@ -170,8 +183,9 @@ impl Ragged {
     /// batch, one for each of [`Ragged::window_rows`]: what the compressed rows are rotated by.
     ///
     /// # Errors
-    /// If the device refuses the upload.
+    /// If the ratio is 0, or the device refuses the upload.
     pub fn window_starts(&self, ratio: usize) -> Result<Tensor> {
+        check_ratio("window_starts", ratio)?;
         let mut known = self.starts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, tensor)) = known.iter().find(|(of, _)| *of == ratio) {
             return Ok(tensor.clone());
@@ -220,7 +234,7 @@ impl Ragged {
     fn starts_of(&self, ratio: usize) -> Vec<u32> {
         let start = |window: usize| (window * ratio) as u32;
         match self.fixed {
-            Some(_) => self.spans.iter().map(|span| start(span.start / ratio)).collect(),
+            Some(_) => self.spans.iter().map(|span| start(ended(span.start, ratio))).collect(),
             None => self.spans.iter().flat_map(|s| s.windows(ratio)).map(start).collect(),
         }
     }
@@ -234,7 +248,7 @@ impl Ragged {
     /// The most compressed rows that any token of this batch can see, or that one of a
     /// [`Ragged::fixed`] batch will.
     pub fn max_visible(&self, ratio: usize) -> usize {
-        self.horizon() / ratio
+        ended(self.horizon(), ratio)
     }
 }
 
@@ -272,6 +286,15 @@ mod tests {
         }
         assert!(whole.slices(0).is_err());
         assert!(Ragged::fixed(3, 1 << 20, &Device::Cpu)?.slices(2).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn no_window_of_no_tokens_ends_anywhere() -> Result<()> {
+        let batch = Ragged::new(&[(0, 2), (40, 5)], &Device::Cpu)?;
+        assert!(batch.spans().iter().all(|span| span.windows(0).is_empty()));
+        assert_eq!((batch.window_rows(0), batch.max_visible(0)), (0, 0));
+        assert!(batch.window_starts(0).unwrap_err().to_string().contains("ratio 0"));
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use clap::Subcommand;
 use serde_json::{json, Value};
 
 use crate::cache::store::{default_folder, Entry, Settings, Store};
-use crate::hub::Size;
+use crate::size::Size;
 
 /// Digits of an identifier that are shown in lists.
 const SHORT_ID: usize = 12;

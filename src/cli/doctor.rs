@@ -4,7 +4,8 @@ use std::io::Write;
 
 use serde_json::json;
 
-use crate::hub::{Cache, Fit, GpuKind, Machine, Place, Settings, Size, Variant};
+use crate::hub::{Cache, Fit, GpuKind, Machine, Place, Settings, Variant};
+use crate::size::Size;
 
 /// Prints devices, memory, disk, and for each published model whether it fits and why. Returns the
 /// status to exit with: 1 when none fits.

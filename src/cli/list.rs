@@ -4,7 +4,8 @@ use std::io::Write;
 
 use serde_json::json;
 
-use crate::hub::{Cache, Entry, Settings, Size, Variant, Which};
+use crate::hub::{Cache, Entry, Settings, Variant, Which};
+use crate::size::Size;
 
 /// Lists GGUF files in the cache on `out`, of every repository.
 ///

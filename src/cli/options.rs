@@ -17,9 +17,6 @@ use crate::cache::store::default_folder;
 use crate::prompt::{Thinking, Tool};
 use crate::sample::Sampling;
 
-/// The context that the model card wants for [`Thinking::Max`]: 384K tokens.
-pub const THINK_MAX_CONTEXT: usize = 393_216;
-
 /// What is to be done.
 pub enum Work {
     /// Fetch a model.
@@ -256,14 +253,15 @@ impl Options {
 
 /// `wanted`, or plain thinking with a warning if the context is too short for it.
 pub fn affordable(wanted: Thinking, context: usize) -> Thinking {
-    if wanted == Thinking::Max && context < THINK_MAX_CONTEXT {
+    let within = wanted.within(context);
+    if within != wanted {
         tell(&format!(
-            "--think-max needs a context of at least {THINK_MAX_CONTEXT} tokens, this one has \
-             {context}: thinking as usual (raise it with --ctx if the model allows)"
+            "--think-max needs a context of at least {} tokens, this one has {context}: thinking as \
+             usual (raise it with --ctx if the model allows)",
+            Thinking::MAX_CONTEXT
         ));
-        return Thinking::On;
     }
-    wanted
+    within
 }
 
 /// The model typed, or what stands for none.
@@ -398,12 +396,5 @@ mod tests {
         for needle in ["menu.txt", "byte 3", "0xe9", "iconv"] {
             assert!(message.contains(needle), "{message}");
         }
-    }
-
-    #[test]
-    fn thinking_hardest_needs_room() {
-        assert_eq!(affordable(Thinking::Max, THINK_MAX_CONTEXT), Thinking::Max);
-        assert_eq!(affordable(Thinking::Max, THINK_MAX_CONTEXT - 1), Thinking::On);
-        assert_eq!(affordable(Thinking::Off, 2), Thinking::Off);
     }
 }

@@ -8,8 +8,9 @@ use serde_json::json;
 
 use super::transfer::Display;
 use crate::hub::{
-    Cancel, Error, Hub, Machine, Name, RemoteFile, Repository, Selection, Settings, Size, Variant,
+    Cancel, Error, Hub, Machine, Name, RemoteFile, Repository, Selection, Settings, Variant,
 };
+use crate::size::Size;
 
 /// The name that every command takes when no model is given.
 pub const LINK: &str = "ds4flash.gguf";

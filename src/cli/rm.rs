@@ -2,7 +2,8 @@
 
 use std::io::Write;
 
-use crate::hub::{Cache, Entry, Name, Settings, Size, Variant, Which};
+use crate::hub::{Cache, Entry, Name, Settings, Variant, Which};
+use crate::size::Size;
 
 /// Removes what `name` means, whole or unfinished, and says on `out` how much that gave back.
 ///

@@ -24,9 +24,9 @@ use candle_ds4_ops::Workspace;
 
 use crate::cache::CacheError;
 use crate::gguf::{self, Gguf};
-use crate::hub::Size;
 use crate::model::{ForwardError, LoadError, Model};
 use crate::sample::SampleError;
+use crate::size::Size;
 use crate::tokenizer::{self, Tokenizer};
 
 pub use disk::{open_store, StoreError};

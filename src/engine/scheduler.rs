@@ -118,7 +118,9 @@ impl Scheduler {
         self.make_answers_room();
         self.admit(engine);
         let wishes: Vec<_> = self.running.iter_mut().map(Running::wish).collect();
-        let shares = share(&wishes, self.limits.chunk_tokens);
+        // Who lacks one token has a reader that waits for it.
+        let chunk = self.limits.chunk(wishes.iter().any(|wish| wish.remaining == 1));
+        let shares = share(&wishes, chunk);
         let tokens = shares.iter().sum();
         if tokens == 0 {
             return if self.is_empty() { Step::Idle } else { Step::Blocked };
@@ -131,7 +133,7 @@ impl Scheduler {
                 tracing::warn!(%error, "the device's memory could not be given back");
             }
         };
-        let mut ran = run(engine, running, &shares, self.limits.chunk_tokens, relieve);
+        let mut ran = run(engine, running, &shares, chunk, relieve);
         let chosen = self.choose(&mut ran);
         for (index, (ran, chosen)) in ran.iter().zip(&chosen).enumerate() {
             // A state whose scores are no numbers is worth nothing to others.

@@ -17,7 +17,7 @@ use super::scheduler::{check_memory, Scheduler, Step};
 use super::{Engine, EngineError, Limits, Stats};
 use crate::cache::store::Store;
 use crate::config::Config;
-use crate::hub::Size;
+use crate::size::Size;
 use crate::tokenizer::Tokenizer;
 
 /// A time that is as good as none: a year.

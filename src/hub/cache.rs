@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::Error;
 use super::journal::Journal;
-use crate::disk;
+use crate::system;
 
 use super::name::{choose, is_safe_path, Candidate, Name, RepoId, Variant, Which};
 
@@ -471,7 +471,7 @@ impl Cache {
     /// # Errors
     /// The file system does not say.
     pub fn free_space(&self) -> Result<u64, Error> {
-        disk::free_space(&self.root).map_err(Error::io("measure the free space of", &self.root))
+        system::free_space(&self.root).map_err(Error::io("measure the free space of", &self.root))
     }
 }
 

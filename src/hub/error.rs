@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::size::Size;
+use crate::size::Size;
 
 /// A failure to find, fetch or keep a file. Each message says what, where and what to do.
 #[derive(Debug, thiserror::Error)]

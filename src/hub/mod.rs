@@ -31,7 +31,6 @@ mod name;
 mod plan;
 mod repository;
 mod settings;
-mod size;
 mod verify;
 
 use std::future::Future;
@@ -43,11 +42,10 @@ use std::time::Duration;
 
 pub use cache::{Cache, Entry, Removed};
 pub use error::Error;
-pub use fit::{memory, Fit, Gpu, GpuKind, Machine, Place};
+pub use fit::{Fit, Gpu, GpuKind, Machine, Place};
 pub use name::{Name, RepoId, Variant, Which, DEFAULT_REPO, DEFAULT_REVISION};
 pub use repository::{RemoteFile, Repository, Selection};
 pub use settings::{Settings, Token, Transfer, DEFAULT_ENDPOINT};
-pub use size::Size;
 
 use download::{download, find_partial, Job};
 use http::Http;

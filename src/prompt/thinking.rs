@@ -27,6 +27,18 @@ pub enum Thinking {
 pub struct UnknownEffort(pub String);
 
 impl Thinking {
+    /// Tokens of context that the model card wants for [`Max`](Self::Max): 384K.
+    pub const MAX_CONTEXT: usize = 393_216;
+
+    /// What a context of so many tokens has room for: [`On`](Self::On) in place of [`Max`](Self::Max) if it
+    /// is too short.
+    pub fn within(self, context: usize) -> Self {
+        match self {
+            Self::Max if context < Self::MAX_CONTEXT => Self::On,
+            other => other,
+        }
+    }
+
     /// Whether the reply begins with reasoning.
     pub fn is_on(self) -> bool {
         self != Self::Off
@@ -77,3 +89,16 @@ Do not stop reasoning until you have independently verified the solution from mu
 are certain that no assumption remains unchecked and no error remains undiscovered.
 
 ";
+
+#[cfg(test)]
+mod tests {
+    use super::Thinking;
+
+    #[test]
+    fn thinking_hardest_needs_room() {
+        let most = Thinking::MAX_CONTEXT;
+        assert_eq!(Thinking::Max.within(most), Thinking::Max);
+        assert_eq!(Thinking::Max.within(most - 1), Thinking::On);
+        assert_eq!(Thinking::Off.within(2), Thinking::Off);
+    }
+}

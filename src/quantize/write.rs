@@ -13,8 +13,8 @@ use super::input::Source;
 use super::journal::{Fnv, Journal};
 use super::plan::{Options, Plan, Planned};
 use super::{Imatrix, Input, Role};
-use crate::disk;
 use crate::gguf::{self, FillResult, Writer};
+use crate::system;
 
 /// Values that a core takes at a time.
 const CHUNK: usize = 1 << 20;
@@ -77,7 +77,7 @@ pub fn quantize(
 
 /// Refuses to begin what cannot be finished.
 fn check_space(out: &Path, needed: u64) -> Result<()> {
-    let free = disk::free_space(out).map_err(QuantizeError::io(out, "measure the disk of"))?;
+    let free = system::free_space(out).map_err(QuantizeError::io(out, "measure the disk of"))?;
     if needed > free {
         return Err(QuantizeError::Space { path: out.to_owned(), needed, free });
     }

@@ -1,6 +1,6 @@
 //! What all requests share, and what is decided about each before its handler sees it.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -20,11 +20,13 @@ use tokio::sync::{watch, Semaphore};
 use super::access::{Access, Keys};
 use super::body::UNIT;
 use super::metrics::Metrics;
+use super::readers::Readers;
 use super::trace::Tracer;
 use super::{chat, completions, health, messages, models, page, reference, responses, tokenize};
 use super::{ApiError, Dialect, Kind, Replay};
 use crate::engine::{Namespace, Service};
 use crate::guide::Guides;
+use crate::prompt::Thinking;
 
 /// How the server behaves.
 #[derive(Clone, Debug)]
@@ -71,7 +73,8 @@ impl Default for Settings {
             model: "deepseek-v4-flash".to_owned(),
             aliases: Vec::new(),
             strict_model: false,
-            max_tokens: 393_216,
+            // As long as the longest reasoning may get; the context ends most answers before.
+            max_tokens: Thinking::MAX_CONTEXT,
             most_answers: 8,
             keys: Keys::default(),
             access: Access::default(),
@@ -108,8 +111,8 @@ pub(super) struct Inner {
     pub fingerprint: String,
     /// Bytes of the longest token.
     pub longest_token: usize,
-    /// Prompts that may be read at the same time.
-    pub readers: Semaphore,
+    /// Threads that read what clients send.
+    pub readers: Readers,
     /// Memory for bodies.
     pub bodies: Arc<Semaphore>,
     /// Whether the server is being stopped.
@@ -180,16 +183,17 @@ impl App {
             format!("{} {} {:?}", env!("CARGO_PKG_VERSION"), settings.model, service.config());
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let guides = Guides::new(Arc::clone(tokenizer)).map_err(io::Error::other)?;
+        let metrics = Metrics::new(&settings.model, &service);
         let inner = Inner {
             guides,
-            metrics: Metrics::new(&settings.model, &service),
             tracer,
             replay,
             kept: Arc::default(),
             created: now(),
             fingerprint: format!("fp_{}", &blake3::hash(what.as_bytes()).to_hex()[..12]),
             longest_token,
-            readers: Semaphore::new(threads),
+            readers: Readers::new(threads, metrics.readers.clone()),
+            metrics,
             bodies: Arc::new(Semaphore::new(
                 settings.body_memory.max(settings.body_limit) / UNIT + 1,
             )),
@@ -221,16 +225,20 @@ impl App {
     /// All paths, with the guard before them.
     pub fn router(&self) -> Router {
         let mut router = Router::new();
-        let mut paths = HashSet::from(["/".to_owned()]);
+        let mut paths = BTreeSet::new();
         let mut route = |path: &str, handler: MethodRouter<Self>| {
             paths.insert(path.to_owned());
             let bare = std::mem::take(&mut router);
             router = bare.route(path, handler.clone()).route(&format!("/v1{path}"), handler);
         };
         Self::routes(&mut route);
+        let known: Arc<str> = known(&paths).into();
+        paths.insert("/".to_owned());
         router
             .route("/", get(chat_page))
-            .fallback(no_such_path)
+            .fallback(|caller: Caller, request: Request| async move {
+                no_such_path(&known, caller, request)
+            })
             .method_not_allowed_fallback(no_such_method)
             .layer(from_fn_with_state((self.clone(), Arc::new(paths)), guard))
             .with_state(self.clone())
@@ -261,14 +269,20 @@ async fn chat_page() -> Response {
     (headers, page::html()).into_response()
 }
 
-async fn no_such_path(caller: Caller, request: Request) -> Response {
-    let path = request.uri().path();
-    let message = if path.ends_with("/embeddings") {
-        "DeepSeek V4 Flash writes text; it makes no embeddings".to_owned()
+/// Says which paths there are; those with a name in them are below others.
+fn known(paths: &BTreeSet<String>) -> String {
+    let fixed: Vec<&str> = paths.iter().map(String::as_str).filter(|p| !p.contains('{')).collect();
+    format!(
+        "no such path; the server has / and, with or without /v1 before it, {}",
+        fixed.join(", ")
+    )
+}
+
+fn no_such_path(known: &str, caller: Caller, request: Request) -> Response {
+    let message = if request.uri().path().ends_with("/embeddings") {
+        "DeepSeek V4 Flash writes text; it makes no embeddings"
     } else {
-        "no such path; the server has /v1/chat/completions, /v1/completions, /v1/responses, \
-         /v1/messages, /v1/models, /tokenize, /detokenize, /health, /metrics and /version"
-            .to_owned()
+        known
     };
     caller.refuse(&ApiError::new(Kind::NotFound, message).with_code("unknown_url"))
 }
@@ -280,7 +294,7 @@ async fn no_such_method(caller: Caller) -> Response {
 
 /// Who asks, whether they may, and what became of it.
 async fn guard(
-    State((app, paths)): State<(App, Arc<HashSet<String>>)>,
+    State((app, paths)): State<(App, Arc<BTreeSet<String>>)>,
     mut request: Request,
     next: Next,
 ) -> Response {

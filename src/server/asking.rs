@@ -7,19 +7,15 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use super::app::{App, Caller};
-use super::error::{ApiError, Kind};
+use super::error::ApiError;
+use super::readers::{stopping, Memory};
 use super::structure;
 use super::trace::Traced;
 use super::{Answer, Content, Event, Finish, Format, Input, Reading, Request, ToolChoice};
 use super::{Usage, Whole};
 use crate::engine::{Guide, Job, Update, Updates};
 use crate::guide::GuideError;
-use crate::prompt::{
-    Conversation, Ending, Fingerprint, Rendered, Replayed, Role, Thinking, Tokens,
-};
-
-/// The context that the model card wants for [`Thinking::Max`]: 384K tokens.
-const THINK_MAX_CONTEXT: usize = 393_216;
+use crate::prompt::{Conversation, Ending, Fingerprint, Rendered, Replayed, Role, Tokens};
 
 /// Tokens of an answer that memory is set aside for if a request does not say how many it wants:
 /// most answers have fewer, and the whole context for each would let few run at a time.
@@ -67,15 +63,14 @@ impl App {
         &self,
         caller: &Caller,
         request: &Request,
+        memory: &Memory,
     ) -> Result<Prompt, ApiError> {
         let inner = Arc::clone(&self.0);
         let (namespace, context) = (caller.namespace, inner.service.context());
         let most = inner.service.config().context_length;
         let input = request.input.clone();
         let no_calls = request.tool_choice == ToolChoice::None;
-        let _turn = inner.readers.acquire().await.map_err(|_| stopping())?;
-        let inner = Arc::clone(&self.0);
-        let reading = tokio::task::spawn_blocking(move || {
+        let reading = self.0.readers.read(memory, move || {
             let tokenizer = inner.service.tokenizer();
             let fits = |bytes: usize| {
                 // No token is longer, so there are at least this many.
@@ -92,9 +87,7 @@ impl App {
                     if no_calls {
                         conversation.tools.clear();
                     }
-                    if conversation.thinking == Thinking::Max && context < THINK_MAX_CONTEXT {
-                        conversation.thinking = Thinking::On;
-                    }
+                    conversation.thinking = conversation.thinking.within(context);
                     let content = Content::Reply {
                         reasoning: begins_with_reasoning(&conversation),
                         tools: !conversation.tools.is_empty(),
@@ -121,21 +114,22 @@ impl App {
             }
             Ok(Prompt { ids, landmarks, content, before })
         });
-        reading.await.map_err(|_| ApiError::new(Kind::Server, "the prompt cannot be read"))?
+        reading.await?
     }
 
     /// What holds each answer to the form that a request asks for.
-    async fn guides(&self, request: &Request) -> Result<Vec<Option<Box<dyn Guide>>>, ApiError> {
+    async fn guides(
+        &self,
+        request: &Request,
+        memory: &Memory,
+    ) -> Result<Vec<Option<Box<dyn Guide>>>, ApiError> {
         let inner = Arc::clone(&self.0);
         let request = request.clone();
         let request_has_schema = matches!(request.format, Format::JsonSchema(_));
-        let _turn = self.0.readers.acquire().await.map_err(|_| stopping())?;
-        let building = tokio::task::spawn_blocking(move || {
+        let building = self.0.readers.read(memory, move || {
             (0..request.n).map(|_| structure::guide(&inner.guides, &request)).collect()
         });
-        let built: Result<Vec<_>, GuideError> = building
-            .await
-            .map_err(|_| ApiError::new(Kind::Server, "the answer's form cannot be prepared"))?;
+        let built: Result<Vec<_>, GuideError> = building.await?;
         built.map_err(|error| {
             let param = match error {
                 GuideError::Schema { .. } if request_has_schema => "response_format",
@@ -146,21 +140,23 @@ impl App {
         })
     }
 
-    /// Asks the engine for the answers that a request wants. `call_prefix` is what the ids of
-    /// calls begin with.
+    /// Asks the engine for the answers that a request wants, whose body takes up `memory`. `call_prefix` is
+    /// what the ids of calls begin with.
     ///
     /// # Errors
     /// The prompt is empty or too long, or the engine takes no more requests.
-    pub async fn ask(
+    pub(super) async fn ask(
         &self,
         caller: &Caller,
         request: &Request,
+        memory: &Memory,
         call_prefix: &'static str,
     ) -> Result<Answers, ApiError> {
         let start = Instant::now();
         let inner = &self.0;
-        let Prompt { ids, landmarks, content, before } = self.prompt(caller, request).await?;
-        let guides = self.guides(request).await?;
+        let Prompt { ids, landmarks, content, before } =
+            self.prompt(caller, request, memory).await?;
+        let guides = self.guides(request, memory).await?;
         let tokenizer = inner.service.tokenizer();
         let max_tokens = request.max_tokens.unwrap_or(inner.settings.max_tokens);
         let mut answers = Answers {
@@ -205,10 +201,6 @@ impl App {
         }
         Ok(answers)
     }
-}
-
-fn stopping() -> ApiError {
-    ApiError::new(Kind::Overloaded, "the server is shutting down")
 }
 
 fn no_control(error: crate::tokenizer::Error) -> ApiError {

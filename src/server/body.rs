@@ -6,10 +6,10 @@ use axum::http::{header, HeaderMap};
 use axum::response::Response;
 use futures_util::StreamExt;
 use serde_json::Value;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::app::{App, Caller};
+use super::readers::{stopping, Memory};
 use super::{ApiError, Kind};
 
 /// Lists and objects within each other at most.
@@ -29,8 +29,8 @@ pub(super) const UNIT: usize = 4096;
 pub struct Json {
     /// The value.
     pub value: Value,
-    /// The memory that it may take up, given back when the request has been dealt with.
-    _memory: OwnedSemaphorePermit,
+    /// The memory that it may take up.
+    pub memory: Memory,
 }
 
 impl FromRequest<App> for Json {
@@ -57,9 +57,7 @@ async fn read(request: Request, app: &App) -> Result<Json, ApiError> {
     let units = u32::try_from(wanted).unwrap_or(u32::MAX);
     let receive = async {
         let memory = app.0.bodies.clone().acquire_many_owned(units);
-        let memory = memory
-            .await
-            .map_err(|_| ApiError::new(Kind::Overloaded, "the server is shutting down"))?;
+        let memory = Memory::new(memory.await.map_err(|_| stopping())?);
         collect(request.into_body(), limit).await.map(|bytes| (bytes, memory))
     };
     let late = || {
@@ -68,12 +66,11 @@ async fn read(request: Request, app: &App) -> Result<Json, ApiError> {
     };
     let (bytes, memory) = timeout(settings.body_timeout, receive).await.map_err(|_| late())??;
     let value = if bytes.len() > LARGE {
-        let parsing = tokio::task::spawn_blocking(move || parse(&bytes)).await;
-        parsing.map_err(|_| ApiError::new(Kind::Server, "the body cannot be read"))??
+        app.0.readers.read(&memory, move || parse(&bytes)).await??
     } else {
         parse(&bytes)?
     };
-    Ok(Json { value, _memory: memory })
+    Ok(Json { value, memory })
 }
 
 /// A browser asks before it sends JSON across origins, but not before it sends a form.

@@ -46,7 +46,7 @@ async fn answer(app: &App, caller: &Caller, body: &Json) -> Result<Response, Api
     let tokenizer = app.service().tokenizer();
     let completion = Completion::read(&body.value, app, caller)?;
     let caller = Caller { namespace: completion.namespace, ..caller.clone() };
-    let answers = app.ask(&caller, &completion.request, "call_").await?;
+    let answers = app.ask(&caller, &completion.request, &body.memory, "call_").await?;
     let echo = match (&completion.request.input, completion.echo) {
         (Input::Text(text), true) => text.clone(),
         (Input::Tokens(ids), true) => tokenizer.decode(ids),

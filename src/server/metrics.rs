@@ -46,6 +46,8 @@ pub struct Metrics {
     registry: Registry,
     /// Open connections.
     pub connections: Gauge,
+    /// Threads that read what clients sent.
+    pub readers: Gauge,
     prompt: Counter,
     generated: Counter,
     reasoning: Counter,
@@ -68,6 +70,7 @@ impl Metrics {
         let mut registry = Registry::default();
         let metrics = Self {
             connections: Gauge::default(),
+            readers: Gauge::default(),
             prompt: Counter::default(),
             generated: Counter::default(),
             reasoning: Counter::default(),
@@ -105,6 +108,8 @@ impl Metrics {
         r.register("ds4_reasoning_tokens", "Generated tokens of reasoning", m.reasoning.clone());
         r.register("ds4_http_requests", "HTTP requests answered", m.requests.clone());
         r.register("ds4_http_connections", "Open connections", m.connections.clone());
+        let help = "Threads that read what clients sent";
+        r.register("ds4_http_readers", help, m.readers.clone());
         r.register("ds4_http_panics", "Requests whose handler panicked", m.panics.clone());
         let help = "Connections turned away, being too many";
         r.register("ds4_http_turned_away", help, m.turned_away.clone());

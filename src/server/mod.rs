@@ -27,6 +27,7 @@ mod models;
 pub mod page;
 #[cfg(test)]
 mod played;
+mod readers;
 mod reference;
 mod replay;
 mod request;

@@ -19,14 +19,14 @@ pub(super) fn routes(route: &mut Route<'_>) {
 }
 
 async fn tokenize(State(app): State<App>, caller: Caller, body: Json) -> Response {
-    match ids(&app, &caller, &body.value).await {
+    match ids(&app, &caller, &body).await {
         Ok(value) => JsonResponse(value).into_response(),
         Err(error) => caller.refuse(&error),
     }
 }
 
-async fn ids(app: &App, caller: &Caller, body: &Value) -> Result<Value, ApiError> {
-    let fields = Fields::body(body)?;
+async fn ids(app: &App, caller: &Caller, body: &Json) -> Result<Value, ApiError> {
+    let fields = Fields::body(&body.value)?;
     let tokenizer = app.service().tokenizer();
     // llama.cpp's field is a text as it stands, vLLM's a prompt as it is completed.
     let (text, special) = match (fields.string("content")?, fields.string("prompt")?) {
@@ -38,19 +38,17 @@ async fn ids(app: &App, caller: &Caller, body: &Value) -> Result<Value, ApiError
             let given = fields.boolean("add_special")?.or(fields.boolean("add_special_tokens")?);
             let bos = given.unwrap_or(special).then_some(tokenizer.control().bos);
             let (tokenizer, text) = (tokenizer.clone(), text.to_owned());
-            let reading = tokio::task::spawn_blocking(move || {
+            let reading = app.0.readers.read(&body.memory, move || {
                 let mut ids: Vec<u32> = bos.into_iter().collect();
                 tokenizer.encode_into(&text, &mut ids);
                 ids
             });
-            reading
-                .await
-                .map_err(|_| ApiError::new(super::Kind::Server, "the text cannot be read"))?
+            reading.await?
         }
         None if fields.value("messages").is_some() => {
-            let chat = Chat::read(body, app, caller)?;
+            let chat = Chat::read(&body.value, app, caller)?;
             let caller = Caller { namespace: chat.namespace, ..caller.clone() };
-            app.prompt(&caller, &chat.request).await?.ids
+            app.prompt(&caller, &chat.request, &body.memory).await?.ids
         }
         None => {
             let problem = "is missing: give content, prompt or messages";
@@ -81,7 +79,9 @@ async fn ids(app: &App, caller: &Caller, body: &Value) -> Result<Value, ApiError
 }
 
 async fn detokenize(State(app): State<App>, caller: Caller, body: Json) -> Response {
-    match text(&app, &body.value) {
+    let inner = app.clone();
+    let reading = app.0.readers.read(&body.memory, move || text(&inner, &body.value));
+    match reading.await.flatten() {
         Ok(text) => JsonResponse(json!({ "content": text, "prompt": text })).into_response(),
         Err(error) => caller.refuse(&error),
     }

@@ -19,13 +19,18 @@ fn endless(stream: bool) -> Vec<u8> {
     bytes("POST", "/v1/completions", &[], body.to_string().as_bytes())
 }
 
+/// A number that the server counts.
+fn number(address: SocketAddr, what: &str) -> Option<f64> {
+    let metrics = request(address, "GET", "/metrics", &[], b"");
+    let line = metrics.text().lines().find(|line| line.starts_with(what))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
 /// Waits until a number of the server is what it should become.
 fn until(address: SocketAddr, what: &str, wanted: impl Fn(f64) -> bool) {
     let start = Instant::now();
     loop {
-        let metrics = request(address, "GET", "/metrics", &[], b"");
-        let line = metrics.text().lines().find(|line| line.starts_with(what)).map(str::to_owned);
-        let value = line.as_ref().and_then(|line| line.rsplit(' ').next()?.parse().ok());
+        let value = number(address, what);
         if value.is_some_and(&wanted) {
             return;
         }
@@ -167,6 +172,29 @@ fn idle_connections_do_no_harm() {
     let alone: Duration = (0..10).map(|_| first(crate::client::server())).min().unwrap();
     println!("first bytes: {beside:?} beside {count} idle connections, {alone:?} alone");
     assert_eq!(held.len(), count);
+}
+
+/// A text that nobody waits for is read to its end all the same, and counts until then.
+#[test]
+fn clients_that_send_much_and_go_do_not_add_up() {
+    let address = start(Settings::default());
+    let body = json!({ "content": "The river ran on. ".repeat(200_000) }).to_string();
+    let sent = bytes("POST", "/tokenize", &[], body.as_bytes());
+    let reading = || number(address, "ds4_http_readers").unwrap_or(0.0);
+    let mut most: f64 = 0.0;
+    for _ in 0..16 {
+        let mut stream = connect(address);
+        stream.write_all(&sent).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        drop(stream);
+        most = most.max(reading());
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+    assert!(
+        (1.0..=threads).contains(&most),
+        "{most} texts were read at a time by {threads} threads"
+    );
+    until(address, "ds4_http_readers", |reading| reading == 0.0);
 }
 
 /// Resident memory of this process in kilobytes; 0 where the system does not tell.

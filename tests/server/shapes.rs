@@ -467,6 +467,15 @@ fn models_are_listed_for_every_client() {
 }
 
 #[test]
+fn who_is_lost_is_told_every_path() {
+    let message = get("/v1/nothing").json()["error"]["message"].as_str().unwrap().to_owned();
+    let told: Vec<&str> = message.split([' ', ',']).filter(|word| word.starts_with('/')).collect();
+    for path in get("/openapi.json").ok()["paths"].as_object().unwrap().keys() {
+        assert_eq!(told.contains(&path.as_str()), !path.contains('{'), "{path}: {message}");
+    }
+}
+
+#[test]
 fn errors_have_the_shape_of_the_dialect() {
     let cases = [
         ("GET", "/v1/nothing", 404, "unknown_url"),

@@ -14,7 +14,7 @@ use crate::device::cuda::emulating;
 use crate::device::cuda::{Gpu, Target};
 use crate::device::{host, host_mut, on_metal, timed, Workspace};
 use crate::kv::{write_rings, Ring, Rows};
-use crate::ragged::{Ragged, Span};
+use crate::ragged::{check_ratio, Ragged, Span};
 use crate::{rms_norm, rope, rope_normed, RopeTable, Turn};
 
 /// Which compressed rows a token attends to, of those its sequence has.
@@ -66,7 +66,7 @@ pub struct Attention<'a> {
 /// compressed rows. A sink has no value: it takes weight and gives nothing.
 ///
 /// Shapes: see [`Attention`] → `[tokens, heads, dim]`. The windows are not changed.
-/// Errors: shapes that do not fit; a chosen row that its sequence does not have.
+/// Errors: shapes that do not fit; a ratio of 0; a chosen row that its sequence does not have.
 /// Source: DeepSeek V4; sinks as in "Efficient Streaming Language Models with Attention Sinks"
 /// (Xiao et al., 2023), learned per head.
 ///
@@ -143,10 +143,12 @@ fn attend(of: Attention<'_>, turn: Option<Turning<'_>>, ws: &Workspace) -> Resul
         if compressed.rows.len() != sequences || compressed.rows.iter().any(|r| r.width() != dim) {
             bail!("attention: compressed rows do not fit {sequences} sequences of width {dim}");
         }
-        if let Selection::Chosen(ids) = compressed.selection {
-            if ids.dims2()?.0 != tokens {
+        match compressed.selection {
+            Selection::Visible { ratio } => check_ratio("attention", ratio)?,
+            Selection::Chosen(ids) if ids.dims2()?.0 != tokens => {
                 bail!("attention: choices {:?} for {tokens} tokens", ids.dims());
             }
+            Selection::Chosen(_) => {}
         }
     }
     let out = ws.f32((tokens, heads, dim))?;

@@ -181,3 +181,23 @@ fn a_choice_past_the_rows_is_named() -> Result<()> {
     assert!(error.contains("token 0 chose row 99 of 5"), "{error}");
     Ok(())
 }
+
+#[test]
+fn windows_of_no_tokens_are_refused() -> Result<()> {
+    let (case, device) = (case()?, Device::Cpu);
+    let (rows, ring) = (Rows::new(RATIO, DIM, &device), Ring::new(WINDOW + 1, DIM, &device)?);
+    let selection = Selection::Visible { ratio: 0 };
+    let attention = Attention {
+        q: &case.q,
+        kv: &case.kv,
+        windows: &[&ring],
+        window: WINDOW,
+        compressed: Some(Compressed { rows: &[&rows], selection }),
+        sinks: &case.sinks,
+        scale: 0.3,
+        batch: &Ragged::new(&[(0, TOKENS)], &device)?,
+    };
+    let error = sink_attention(attention, &Workspace::new(&device)).unwrap_err().to_string();
+    assert!(error.starts_with("attention: ratio 0"), "{error}");
+    Ok(())
+}

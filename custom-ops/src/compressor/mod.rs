@@ -14,7 +14,7 @@ use crate::device::cuda::emulating;
 use crate::device::cuda::Target;
 use crate::device::{host, host_mut, timed, Workspace};
 use crate::kv::Ring;
-use crate::ragged::Ragged;
+use crate::ragged::{check_ratio, Ragged};
 
 /// How windows are pooled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub struct PoolState {
 /// position within the window · `states` one for each sequence → `[rows, dim]`, sequence by
 /// sequence, `dim` = width, or half of it with overlap. The states are read for tokens before the
 /// batch and not changed.
-/// Errors: shapes that do not fit; a state that remembers fewer tokens than needed.
+/// Errors: shapes that do not fit; a ratio of 0; a state that remembers fewer tokens than needed.
 /// Source: DeepSeek V4's compressed attention: CSA (ratio 4, overlapping), HCA (ratio 128).
 pub fn pool(
     values: &Tensor,
@@ -75,6 +75,7 @@ pub fn pool(
     pooling: Pooling,
     ws: &Workspace,
 ) -> Result<Tensor> {
+    check_ratio("pool", pooling.ratio)?;
     let (tokens, width) = values.dims2()?;
     if gates.dims() != [tokens, width] || tokens != batch.tokens() {
         bail!(

@@ -210,5 +210,8 @@ fn shapes_that_do_not_fit_are_refused() -> Result<()> {
     assert!(refused(&values, &values, &[&state]).contains("bias"));
     assert!(refused(&values, &ape, &[]).contains("0 states"));
     assert!(refused(&values, &ape, &[&small]).contains("7 tokens, 8 needed"));
+    let none = Pooling { ratio: 0, overlap: true };
+    let error = pool(&values, &values, &ape, &[&state], &batch, none, &ws).unwrap_err();
+    assert!(error.to_string().starts_with("pool: ratio 0"), "{error}");
     Ok(())
 }

@@ -247,7 +247,10 @@ fn bytes(buffer: &Tensor) -> usize {
 impl Drop for Frame<'_> {
     fn drop(&mut self) {
         let mut lists = self.workspace.lists.borrow_mut();
-        for list in self.workspace.taken.borrow_mut().drain(self.mark..) {
+        let mut taken = self.workspace.taken.borrow_mut();
+        // What an outer frame has given back already, by being dropped first, is not there any more.
+        let mark = self.mark.min(taken.len());
+        for list in taken.drain(mark..) {
             lists[list].next -= 1;
         }
     }
@@ -366,6 +369,23 @@ mod tests {
         step()?;
         let longer = ws.f32((9, 11)).unwrap_err();
         assert!(crate::device::is_out_of_memory(&longer), "{longer}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_frame_that_outlives_the_one_around_it_gives_nothing_back_twice() -> Result<()> {
+        let ws = Workspace::new(&Device::Cpu);
+        let outer = ws.frame();
+        ws.f32((2, 3))?;
+        let inner = ws.frame();
+        ws.f32((2, 3))?;
+        drop(outer);
+        drop(inner);
+        let (a, b) = (ws.f32((2, 3))?, ws.f32((2, 3))?);
+        a.inplace_op1(&Fill(1.0))?;
+        b.inplace_op1(&Fill(2.0))?;
+        assert_eq!(a.sum_all()?.to_scalar::<f32>()?, 6.0, "two tensors of one buffer");
+        assert_eq!(ws.bytes(), 2 * 4 * 2 * 3);
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use crate::device::cuda::emulating;
 use crate::device::cuda::{Gpu, Target};
 use crate::device::{host, host_mut, timed, Workspace};
 use crate::kv::{HostRows, Rows};
-use crate::ragged::Ragged;
+use crate::ragged::{check_ratio, Ragged};
 use crate::{RopeTable, Rounding, Turn};
 
 /// Ends a list of chosen rows that is shorter than its place.
@@ -26,7 +26,7 @@ pub const NO_ROW: u32 = u32::MAX;
 /// Shapes: `q` `[tokens, heads, dim]` f32 · `weights` `[tokens, heads]` f32 · `keys` one list of
 /// rows for each sequence; at position `p` the first `⌊(p+1)/ratio⌋` are visible → `[tokens, k]`
 /// u32, ended early by [`NO_ROW`].
-/// Errors: shapes that do not fit; keys missing that should be visible.
+/// Errors: shapes that do not fit; a ratio of 0; keys missing that should be visible.
 /// Source: DeepSeek V3.2's and V4's sparse attention.
 ///
 /// On NVIDIA GPUs queries and keys of 128 values are multiplied as halves, which hold what was rounded
@@ -84,6 +84,7 @@ fn select(
     batch: &Ragged,
     ws: &Workspace,
 ) -> Result<Tensor> {
+    check_ratio("select_rows", ratio)?;
     let (tokens, heads, dim) = q.dims3()?;
     if weights.dims() != [tokens, heads] || tokens != batch.tokens() {
         bail!(
@@ -269,6 +270,19 @@ mod tests {
                 assert_eq!(choose(rows, start)?, plain, "pages of {page_rows}, from {start}");
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn a_ratio_of_nothing_is_refused() -> Result<()> {
+        let device = Device::Cpu;
+        let ws = Workspace::new(&device);
+        let q = Tensor::ones((1, 1, 2), candle_core::DType::F32, &device)?;
+        let weights = Tensor::ones((1, 1), candle_core::DType::F32, &device)?;
+        let rows = Rows::new(1, 2, &device);
+        let batch = Ragged::new(&[(3, 1)], &device)?;
+        let error = select_rows(&q, &weights, &[&rows], 0, 3, &batch, &ws).unwrap_err();
+        assert!(error.to_string().starts_with("select_rows: ratio 0"), "{error}");
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use candle_core::{bail, DType, Device, Result, Tensor};
 
 use super::{Copy, Pack, RowFormat};
 use crate::device::timed;
-use crate::ragged::{Ragged, Span};
+use crate::ragged::{check_ratio, Ragged, Span};
 
 /// Tokens that one page covers, whatever the compression ratio.
 pub const PAGE_TOKENS: usize = 1024;
@@ -280,7 +280,7 @@ impl Rows {
 /// `[rows, width]`, which has [`Ragged::window_rows`] of them.
 ///
 /// # Errors
-/// If there is not one list for each sequence, widths differ, the format cannot hold a row (see
+/// If the ratio is 0, there is not one list for each sequence, widths differ, the format cannot hold a row (see
 /// [`Rows::append`]; on a GPU that is not looked at), or the device has no memory left.
 pub fn append_rows(
     mut lists: Vec<&mut Rows>,
@@ -288,6 +288,7 @@ pub fn append_rows(
     batch: &Ragged,
     ratio: usize,
 ) -> Result<()> {
+    check_ratio("append_rows", ratio)?;
     let (rows, width) = source.dims2()?;
     if lists.len() != batch.spans().len() || rows != batch.window_rows(ratio) {
         bail!(
@@ -381,6 +382,15 @@ mod tests {
                 assert_eq!(values(&parts)?, values(&whole)?, "cut at {cut}");
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn windows_of_no_tokens_are_refused() -> Result<()> {
+        let mut rows = Rows::new(4, 2, &Device::Cpu);
+        let batch = Ragged::new(&[(0, 8)], &Device::Cpu)?;
+        let error = append_rows(vec![&mut rows], &numbered(0, 2)?, &batch, 0).unwrap_err();
+        assert!(error.to_string().starts_with("append_rows: ratio 0"), "{error}");
         Ok(())
     }
 

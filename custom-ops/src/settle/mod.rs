@@ -191,6 +191,7 @@ fn at_once(
 fn check(of: &Compression<'_>, tokens: usize) -> Result<()> {
     let (rows, width) = of.values.dims2()?;
     let Pooling { ratio, .. } = of.pooling;
+    crate::ragged::check_ratio("settle", ratio)?;
     let dim = of.finish.norm.dim(0)?;
     let fits =
         rows == tokens && of.gates.dims() == [tokens, width] && of.pooling.width(dim) == width;

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::format::Damage;
-use crate::hub::Size;
+use crate::size::Size;
 
 /// Why a store cannot be opened.
 #[derive(Debug, thiserror::Error)]

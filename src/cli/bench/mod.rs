@@ -13,7 +13,7 @@ use anyhow::{ensure, Context, Result};
 use candle_core::Device;
 
 use crate::cache::Cache;
-use crate::engine::Engine;
+use crate::engine::{Engine, Limits};
 use crate::model::{Input, Logits, Model};
 use crate::ops::device::{profile, timeline, Class};
 use crate::ops::Workspace;
@@ -24,10 +24,6 @@ use report::{Report, Row};
 const PROFILED_STEPS: usize = 3;
 /// Recorded steps that the GPU's own timeline is the mean of, if kernels keep one.
 const TIMELINE_STEPS: usize = 4;
-/// Tokens that a CPU reads at a time.
-const CPU_CHUNK: usize = 512;
-/// Tokens that a GPU reads at a time: enough for its matrix units.
-const GPU_CHUNK: usize = 4096;
 /// More tokens than any context has, and more sequences than any memory holds.
 const MOST_CONTEXT: usize = 1 << 24;
 const MOST_SEQUENCES: usize = 4096;
@@ -264,7 +260,8 @@ impl<'a> Run<'a> {
     fn new(engine: &'a Engine, bench: &Bench) -> Result<Self> {
         let model = engine.model();
         let copies = (1..bench.batch).map(|_| model.new_cache()).collect::<Result<_, _>>()?;
-        let own = if model.device().is_cpu() { CPU_CHUNK } else { GPU_CHUNK };
+        // As much as the engine reads when it has nothing else to do.
+        let own = Limits::of(model.device()).chunk_tokens;
         Ok(Self {
             model,
             eos: engine.tokenizer().control().eos,

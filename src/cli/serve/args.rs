@@ -7,6 +7,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::cli::args::DeviceArgs;
 use crate::cli::numbers;
+use crate::prompt::Thinking;
 
 const AFTER_HELP: &str = "All flags: ds4-server --help";
 
@@ -48,7 +49,7 @@ pub struct ServeArgs {
     pub ctx: usize,
 
     /// Most tokens of an answer, if a request does not say
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 393_216)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = Thinking::MAX_CONTEXT)]
     pub tokens: usize,
 
     /// Address to listen on
@@ -181,7 +182,7 @@ pub struct ServeArgs {
     #[arg(long, hide = true)]
     pub quality: bool,
 
-    /// Accepted for scripts written for ds4: nothing is read from the working folder here
+    /// Accepted for scripts written for ds4: kernels are part of the program here
     #[arg(long, value_name = "DIR", hide = true)]
     pub chdir: Option<PathBuf>,
 

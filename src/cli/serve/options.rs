@@ -62,7 +62,9 @@ impl Options {
     /// What was typed makes no sense, or would not be safe.
     pub fn resolve(args: &ServeArgs) -> Result<Self, Failure> {
         check(args)?;
-        tell_ignored(args);
+        for (flag, why) in ignored(args) {
+            tell(&format!("{flag} has no effect: {why}"));
+        }
         if let Some(threads) = args.threads {
             use_threads(threads)?;
         }
@@ -131,21 +133,45 @@ impl Options {
     }
 }
 
-/// Says which flags of ds4 mean nothing here, so that nobody relies on them.
-fn tell_ignored(args: &ServeArgs) {
-    let numbers = [
-        ("--kv-cache-min-tokens", args.kv_cache_min_tokens),
-        ("--kv-cache-cold-max-tokens", args.kv_cache_cold_max_tokens),
-        ("--kv-cache-continued-interval-tokens", args.kv_cache_continued_interval_tokens),
-        ("--kv-cache-boundary-trim-tokens", args.kv_cache_boundary_trim_tokens),
-        ("--kv-cache-boundary-align-tokens", args.kv_cache_boundary_align_tokens),
+/// The flags of ds4 that were given and mean nothing here, and why: nobody should rely on them.
+fn ignored(args: &ServeArgs) -> Vec<(&'static str, &'static str)> {
+    let page_by_page = "prompts are stored page by page as they are read";
+    let flags = [
+        ("--kv-cache-min-tokens", args.kv_cache_min_tokens.is_some(), page_by_page),
+        ("--kv-cache-cold-max-tokens", args.kv_cache_cold_max_tokens.is_some(), page_by_page),
+        (
+            "--kv-cache-continued-interval-tokens",
+            args.kv_cache_continued_interval_tokens.is_some(),
+            page_by_page,
+        ),
+        (
+            "--kv-cache-boundary-trim-tokens",
+            args.kv_cache_boundary_trim_tokens.is_some(),
+            page_by_page,
+        ),
+        (
+            "--kv-cache-boundary-align-tokens",
+            args.kv_cache_boundary_align_tokens.is_some(),
+            page_by_page,
+        ),
+        (
+            "--kv-cache-reject-different-quant",
+            args.kv_cache_reject_different_quant,
+            "stored prompts are those of one model file in any case",
+        ),
+        (
+            "--tool-memory-max-ids",
+            args.tool_memory_max_ids.is_some(),
+            "what calls are remembered by has a bound in bytes",
+        ),
+        ("--quality", args.quality, "there are no faster, less exact kernels to do without"),
+        (
+            "--chdir",
+            args.chdir.is_some(),
+            "kernels are part of the program; paths are those of the folder it was started in",
+        ),
     ];
-    for (flag, _) in numbers.iter().filter(|(_, number)| number.is_some()) {
-        tell(&format!("{flag} has no effect: prompts are stored page by page as they are read"));
-    }
-    if args.tool_memory_max_ids.is_some() {
-        tell("--tool-memory-max-ids has no effect: what calls are remembered by has a bound in bytes");
-    }
+    flags.into_iter().filter(|(_, given, _)| *given).map(|(flag, _, why)| (flag, why)).collect()
 }
 
 fn check(args: &ServeArgs) -> Result<(), Failure> {
@@ -219,4 +245,28 @@ fn keys(file: Option<&Path>) -> Result<Keys, Failure> {
         return Err(Failure::Input(format!("{source}: no key in it; write one key a line")));
     }
     Ok(keys)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn each_flag_that_is_accepted_and_means_nothing_is_told() {
+        let command = ServeArgs::command();
+        let hidden: Vec<_> = command.get_arguments().filter(|flag| flag.is_hide_set()).collect();
+        let flags: Vec<String> =
+            hidden.iter().map(|flag| format!("--{}", flag.get_long().unwrap())).collect();
+        let mut line = vec!["ds4-server"];
+        for (flag, name) in hidden.iter().zip(&flags) {
+            line.push(name);
+            line.extend(flag.get_action().takes_values().then_some("1"));
+        }
+        let args = ServeArgs::read(line.into_iter().map(Into::into)).unwrap();
+        let told: Vec<&str> = ignored(&args).into_iter().map(|(flag, _)| flag).collect();
+        assert_eq!(told.len(), flags.len());
+        assert!(flags.iter().all(|flag| told.contains(&flag.as_str())), "{flags:?}, {told:?}");
+        assert!(ignored(&ServeArgs::read(["ds4-server".into()]).unwrap()).is_empty());
+    }
 }

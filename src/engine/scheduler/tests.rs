@@ -14,9 +14,12 @@ fn engine() -> Engine {
     Engine::from_gguf(&Gguf::from_bytes(demo_model()).unwrap(), "demo", &Device::Cpu).unwrap()
 }
 
+fn limits() -> Limits {
+    Limits { chunk_tokens: CHUNK, ..Limits::of(&Device::Cpu) }
+}
+
 fn scheduler(engine: &Engine) -> Scheduler {
-    let limits = Limits { chunk_tokens: CHUNK, ..Limits::of(&Device::Cpu) };
-    Scheduler::new(engine, limits).unwrap()
+    Scheduler::new(engine, limits()).unwrap()
 }
 
 /// Ids that are text of a kind, the same every time.
@@ -79,6 +82,28 @@ fn a_short_prompt_beside_a_long_one_is_answered_within_two_passes() {
     jobs.step(&engine);
     assert_eq!(heard(&mut short).0.len(), 1);
     assert!(heard(&mut long).0.is_empty());
+}
+
+#[test]
+fn a_chunk_is_shorter_while_an_answer_waits_for_it() {
+    let engine = engine();
+    let whole = 3 * CHUNK as u64;
+    let limits = Limits { chunk_tokens: 3 * CHUNK, chunk_beside_answers: CHUNK, ..limits() };
+    let mut jobs = Scheduler::new(&engine, limits).unwrap();
+    let pass = |jobs: &mut Scheduler| {
+        let before = jobs.stats().step_tokens;
+        assert_eq!(jobs.step(&engine), Step::Worked);
+        jobs.stats().step_tokens - before
+    };
+    let _long = enqueue(&mut jobs, &engine, job(&engine, ids(0, 20 * CHUNK), 1));
+    assert_eq!(pass(&mut jobs), whole);
+    let mut short = enqueue(&mut jobs, &engine, job(&engine, ids(9, CHUNK / 2), 3));
+    assert_eq!(pass(&mut jobs), whole, "both are prompts yet");
+    for _ in 0..2 {
+        assert_eq!(pass(&mut jobs), CHUNK as u64 + 1);
+    }
+    assert_eq!(heard(&mut short).0.len(), 3);
+    assert_eq!(pass(&mut jobs), whole, "nobody waits any more");
 }
 
 #[test]

@@ -34,7 +34,7 @@ async fn create(State(app): State<App>, caller: Caller, body: Json) -> Response 
 async fn answer(app: &App, caller: &Caller, body: &Json) -> Result<Response, ApiError> {
     let chat = Chat::read(&body.value, app, caller)?;
     let caller = Caller { namespace: chat.namespace, ..caller.clone() };
-    let answers = app.ask(&caller, &chat.request, CALL).await?;
+    let answers = app.ask(&caller, &chat.request, &body.memory, CALL).await?;
     let head = Head {
         id: new_id("chatcmpl-"),
         created: now(),

@@ -34,7 +34,7 @@ async fn create(State(app): State<App>, caller: Caller, body: Json) -> Response 
 async fn answer(app: &App, caller: &Caller, body: &Json) -> Result<Response, ApiError> {
     let asked = Asked::read(&body.value, app, caller, true)?;
     let caller = Caller { namespace: asked.namespace, ..caller.clone() };
-    let answers = app.ask(&caller, &asked.request, CALL).await?;
+    let answers = app.ask(&caller, &asked.request, &body.memory, CALL).await?;
     let head = Head {
         id: new_id("msg_"),
         model: asked.model,
@@ -52,7 +52,7 @@ async fn count(State(app): State<App>, caller: Caller, body: Json) -> Response {
     let counted = async {
         let asked = Asked::read(&body.value, &app, &caller, false)?;
         let caller = Caller { namespace: asked.namespace, ..caller.clone() };
-        Ok(app.prompt(&caller, &asked.request).await?.ids.len())
+        Ok(app.prompt(&caller, &asked.request, &body.memory).await?.ids.len())
     };
     match counted.await {
         Ok(tokens) => JsonResponse(json!({ "input_tokens": tokens })).into_response(),

@@ -52,7 +52,7 @@ fn blame_input(mut error: ApiError) -> ApiError {
 async fn answer(app: &App, caller: &Caller, body: &Json) -> Result<Response, ApiError> {
     let Asked { request, namespace, stream, echo } = Asked::read(&body.value, app, caller)?;
     let caller = Caller { namespace, ..caller.clone() };
-    let answers = app.ask(&caller, &request, CALL).await?;
+    let answers = app.ask(&caller, &request, &body.memory, CALL).await?;
     let resource = Resource {
         id: new_id("resp_"),
         created: now(),
@@ -72,7 +72,7 @@ async fn count(State(app): State<App>, caller: Caller, body: Json) -> Response {
     let counted = async {
         let asked = Asked::read(&body.value, &app, &caller)?;
         let caller = Caller { namespace: asked.namespace, ..caller.clone() };
-        Ok(app.prompt(&caller, &asked.request).await?.ids.len())
+        Ok(app.prompt(&caller, &asked.request, &body.memory).await?.ids.len())
     };
     match counted.await {
         Ok(tokens) => {
