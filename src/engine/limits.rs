@@ -7,15 +7,15 @@ use crate::system;
 /// Tokens of prompts in one forward pass on the CPU: more gains nothing there, and it is what a
 /// user waits for before a cancelled prompt stops, or another's next token comes.
 const CPU_CHUNK: usize = 512;
-/// The same on a GPU, whose matrix units want more rows.
-const GPU_CHUNK: usize = 4096;
+/// The same on an NVIDIA GPU, whose matrix units want more rows.
+const CUDA_CHUNK: usize = 4096;
 /// The same while answers wait for the pass: at 8,000 tokens a second their streams stall for a quarter of a
-/// second.
-const GPU_CHUNK_BESIDE_ANSWERS: usize = 2048;
+/// second. And on Apple's GPUs, which take seconds for as many.
+const SHORT_CHUNK: usize = 2048;
 /// Bytes that a GPU needs beside weights and sequences: intermediate values of a chunk, steps that are
 /// recorded, kernels.
 #[cfg(feature = "cuda")]
-const GPU_WORK: u64 = 2 << 30;
+const GPU_WORK: u64 = 3 << 30;
 /// Share of the machine's memory that sequences may take: one in so many.
 const MEMORY_SHARE: u64 = 4;
 /// What they may take if the system does not tell its memory.
@@ -44,9 +44,10 @@ impl Limits {
     /// free now, when the weights are there, and not needed to work with.
     pub fn of(device: &Device) -> Self {
         let memory = memory_for_sequences(device);
-        let (chunk_tokens, chunk_beside_answers) = match device.is_cpu() {
-            true => (CPU_CHUNK, CPU_CHUNK),
-            false => (GPU_CHUNK, GPU_CHUNK_BESIDE_ANSWERS),
+        let (chunk_tokens, chunk_beside_answers) = match device {
+            Device::Cpu => (CPU_CHUNK, CPU_CHUNK),
+            Device::Cuda(_) => (CUDA_CHUNK, SHORT_CHUNK),
+            Device::Metal(_) => (SHORT_CHUNK, SHORT_CHUNK),
         };
         Self {
             parallel: 16,
