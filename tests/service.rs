@@ -399,7 +399,8 @@ fn a_job_that_cannot_be_run_is_refused_with_numbers_and_a_full_queue_says_so() {
 fn stopping_lets_jobs_finish_cuts_those_that_do_not_and_turns_the_rest_away() {
     let service = Service::start_with(engine(), Limits { parallel: 2, ..limits() }).unwrap();
     let long = service.submit(endless(ids(0, 10), 100_000)).unwrap();
-    let short = service.submit(endless(ids(1, 10), 60)).unwrap();
+    // More than wait for a reader: it cannot end before it is read.
+    let short = service.submit(endless(ids(1, 10), 300)).unwrap();
     until("they do not begin", || service.stats().running == 2);
     let waits = service.submit(endless(ids(2, 10), 5)).unwrap();
     let long = std::thread::spawn(move || listen(long));
@@ -408,7 +409,7 @@ fn stopping_lets_jobs_finish_cuts_those_that_do_not_and_turns_the_rest_away() {
     assert!(matches!(*listen(waits).failed.unwrap(), EngineError::Stopping));
     assert_eq!(service.submit(endless(ids(0, 10), 5)).unwrap_err(), Refused::Stopping);
     let short = listen(short);
-    assert_eq!((short.end.unwrap().finish, short.chosen.len()), (Finish::Length, 60));
+    assert_eq!((short.end.unwrap().finish, short.chosen.len()), (Finish::Length, 300));
     // Who is more impatient decides, and the other is done then too.
     service.stop(Duration::ZERO);
     stopping.join().unwrap();
