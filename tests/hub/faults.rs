@@ -314,10 +314,10 @@ fn a_server_that_never_recovers_ends_in_an_error_and_a_resumable_state() {
 
 #[test]
 fn nobody_listening_is_told_with_the_address() {
-    let endpoint = {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        format!("http://{}", listener.local_addr().unwrap())
-    };
+    // Bound, so that no other test gets the port, and not listened on.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let endpoint = format!("http://{}", socket.local_addr().unwrap());
     let cache = tempfile::tempdir().unwrap();
     let settings = settings(&endpoint, cache.path());
     let error = pull(&settings, "org/repo", &mut Vec::new()).unwrap_err();

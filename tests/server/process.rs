@@ -101,7 +101,8 @@ fn refused(arguments: &[&str]) -> String {
 }
 
 fn ask(content: &str, stream: bool) -> Vec<u8> {
-    let body = json!({ "messages": [{ "role": "user", "content": content }], "stream": stream });
+    let messages = json!([{ "role": "user", "content": content }]);
+    let body = json!({ "messages": messages, "stream": stream, "temperature": 0 });
     body.to_string().into_bytes()
 }
 
