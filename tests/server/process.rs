@@ -84,7 +84,8 @@ impl Drop for Server {
 
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ds4-server"));
-    command.args(arguments).current_dir(std::env::temp_dir());
+    // A folder without models.
+    command.args(arguments).current_dir(env!("CARGO_TARGET_TMPDIR"));
     command.env_remove("DS4_MODEL").env_remove("DS4_API_KEY");
     // Nothing is kept from one test to the next.
     command.env_remove("HOME").env_remove("XDG_CACHE_HOME").env_remove("NOTIFY_SOCKET");
