@@ -299,9 +299,12 @@ fn a_reader_that_leaves_is_no_failure() {
 #[test]
 fn an_interrupt_ends_with_130_and_what_was_said_so_far() {
     let folder = tempfile::tempdir().unwrap();
-    // No end of sequence in sight: the answer would go on for minutes.
-    let arguments = ["--nothink", "--temp", "100", "--min-p", "0", "-p", "Hello"];
-    let mut command = ds4(folder.path(), &arguments);
+    // What was said is ever likelier, so the first word is said again and again: no end before the
+    // context's, which is minutes away.
+    let endless = ["--nothink", "--temp", "0", "--presence-penalty=-100", "-p", "Hello"];
+    let cut = json(&run(&[&endless[..], &["--json", "-n", "40"]].concat()));
+    assert_eq!(cut["finish"], "length");
+    let mut command = ds4(folder.path(), &endless);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut first = [0; 1];

@@ -1,19 +1,18 @@
 //! Sequences that are reused, rewound and interrupted answer as fresh ones do.
 
+#[path = "support/ids.rs"]
+mod ids;
+
 use std::ops::ControlFlow;
 
 use candle_ds4::candle::Device;
 use candle_ds4::engine::{Engine, EngineError, Finish, Outcome, Progress, Request, Sequence};
 use candle_ds4::sample::Sampling;
+use ids::ids;
 
 fn engine() -> Engine {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/tiny/tiny.gguf");
     Engine::load(file, &Device::Cpu).unwrap()
-}
-
-/// Ids that are text of a kind, the same every time.
-fn ids(from: u32, count: usize) -> Vec<u32> {
-    (0..count as u32).map(|i| 300 + (from + i * 37) % 1500).collect()
 }
 
 /// Greedy, and never the end of the answer.

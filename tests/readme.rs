@@ -9,16 +9,18 @@ const README: &str = include_str!("../README.md");
 struct Server {
     child: Child,
     address: String,
+    _folder: tempfile::TempDir,
 }
 
 impl Server {
     fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_ds4-server"))
             .args(["--port", "0", "--kv-disk-dir"])
-            .arg(concat!(env!("CARGO_TARGET_TMPDIR"), "/readme-kv"))
+            .arg(folder.path().join("kv"))
             .env_remove("DS4_MODEL")
             .env_remove("DS4_API_KEY")
-            .current_dir(env!("CARGO_TARGET_TMPDIR"))
+            .current_dir(folder.path())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -29,7 +31,7 @@ impl Server {
                 Some(after.split([' ', '/']).next()?.to_owned())
             })
             .next();
-        Self { child, address: address.expect("the server says where it listens") }
+        Self { child, _folder: folder, address: address.expect("the server says where it listens") }
     }
 }
 

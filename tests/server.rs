@@ -14,3 +14,5 @@ mod process;
 mod shapes;
 #[path = "server/streams.rs"]
 mod streams;
+#[path = "support/wait.rs"]
+mod wait;

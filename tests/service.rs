@@ -1,26 +1,29 @@
 //! Many jobs at a time answer as each would alone, and what happens to one is nothing to the
 //! others.
 
+#[path = "support/ids.rs"]
+mod ids;
+#[path = "support/jobs.rs"]
+mod jobs;
 #[path = "service/speed.rs"]
 mod speed;
+#[path = "support/wait.rs"]
+mod wait;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use candle_ds4::candle::Device;
 use candle_ds4::engine::{
-    Chosen, Engine, EngineError, Finish, Guide, GuideError, Job, Limits, Namespace, Outcome,
-    Refused, Service, Update, Updates,
+    EngineError, Finish, Guide, GuideError, Job, Limits, Namespace, Refused, Service,
 };
 use candle_ds4::sample::Sampling;
+use ids::ids;
+use jobs::{endless, engine, eos, listen, Answer};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-
-fn engine() -> Engine {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/tiny/tiny.gguf");
-    Engine::load(file, &Device::Cpu).unwrap()
-}
+use wait::until;
 
 fn limits() -> Limits {
     Limits { chunk_tokens: 128, ..Limits::of(&Device::Cpu) }
@@ -28,40 +31,6 @@ fn limits() -> Limits {
 
 fn service() -> Service {
     Service::start_with(engine(), limits()).unwrap()
-}
-
-/// Ids that are text of a kind, the same every time.
-fn ids(from: u32, count: usize) -> Vec<u32> {
-    (0..count as u32).map(|i| 300 + (from + i * 37) % 1500).collect()
-}
-
-/// Greedy, and never the end of the answer.
-fn endless(prompt: Vec<u32>, max_tokens: usize) -> Job {
-    Job {
-        prompt,
-        sampling: Sampling {
-            logit_bias: [(eos(), f32::NEG_INFINITY)].into(),
-            ..Sampling::greedy()
-        },
-        max_tokens,
-        room: max_tokens,
-        guide: None,
-        logprobs: None,
-        namespace: Namespace::default(),
-        landmarks: Vec::new(),
-    }
-}
-
-fn eos() -> u32 {
-    static EOS: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
-    *EOS.get_or_init(|| engine().tokenizer().control().eos)
-}
-
-#[derive(Debug, Default)]
-struct Answer {
-    chosen: Vec<Chosen>,
-    end: Option<Outcome>,
-    failed: Option<Arc<EngineError>>,
 }
 
 impl Answer {
@@ -74,36 +43,8 @@ impl Answer {
     }
 }
 
-fn listen(mut updates: Updates) -> Answer {
-    let mut answer = Answer::default();
-    let mut known = 0;
-    while let Some(update) = updates.blocking_recv() {
-        assert!(answer.end.is_none() && answer.failed.is_none(), "more after the end: {update:?}");
-        match update {
-            Update::Prefill { cached, done, total } => {
-                assert!(cached <= done && known <= done && done <= total);
-                assert!(answer.chosen.is_empty(), "a prompt that is read after its answer began");
-                known = done;
-            }
-            Update::Token(chosen) => answer.chosen.push(chosen),
-            Update::End(outcome) => answer.end = Some(outcome),
-            Update::Failed(error) => answer.failed = Some(error),
-        }
-    }
-    answer
-}
-
 fn ask(service: &Service, job: Job) -> Answer {
     listen(service.submit(job).unwrap())
-}
-
-/// Waits for what must come soon, however slow the machine is.
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(60), "{what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 #[test]
@@ -399,7 +340,8 @@ fn a_job_that_cannot_be_run_is_refused_with_numbers_and_a_full_queue_says_so() {
 fn stopping_lets_jobs_finish_cuts_those_that_do_not_and_turns_the_rest_away() {
     let service = Service::start_with(engine(), Limits { parallel: 2, ..limits() }).unwrap();
     let long = service.submit(endless(ids(0, 10), 100_000)).unwrap();
-    let short = service.submit(endless(ids(1, 10), 60)).unwrap();
+    // More than wait for a reader: it cannot end before it is read.
+    let short = service.submit(endless(ids(1, 10), 300)).unwrap();
     until("they do not begin", || service.stats().running == 2);
     let waits = service.submit(endless(ids(2, 10), 5)).unwrap();
     let long = std::thread::spawn(move || listen(long));
@@ -408,7 +350,7 @@ fn stopping_lets_jobs_finish_cuts_those_that_do_not_and_turns_the_rest_away() {
     assert!(matches!(*listen(waits).failed.unwrap(), EngineError::Stopping));
     assert_eq!(service.submit(endless(ids(0, 10), 5)).unwrap_err(), Refused::Stopping);
     let short = listen(short);
-    assert_eq!((short.end.unwrap().finish, short.chosen.len()), (Finish::Length, 60));
+    assert_eq!((short.end.unwrap().finish, short.chosen.len()), (Finish::Length, 300));
     // Who is more impatient decides, and the other is done then too.
     service.stop(Duration::ZERO);
     stopping.join().unwrap();

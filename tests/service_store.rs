@@ -1,31 +1,30 @@
 //! What a service has computed outlives it: a stop, a kill, a full memory; and never changes an
 //! answer.
 
+#[path = "support/ids.rs"]
+mod ids;
+#[path = "support/jobs.rs"]
+mod jobs;
+#[path = "support/wait.rs"]
+mod wait;
+
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use candle_ds4::candle::Device;
-use candle_ds4::demo::demo_model;
 use candle_ds4::engine::{
-    open_store, Attach, Chosen, Engine, Job, Limits, Namespace, Outcome, Service, Update, Updates,
+    open_store, Attach, Chosen, Job, Limits, Namespace, Outcome, Service, Updates,
 };
-use candle_ds4::gguf::Gguf;
-use candle_ds4::sample::Sampling;
+use ids::ids;
+use jobs::{endless, engine, gguf};
+use wait::until;
 
 const BUDGET: u64 = 1 << 30;
 /// Tells a child where its store is.
 const FOLDER: &str = "SERVICE_STORE_TEST_FOLDER";
-
-fn gguf() -> Gguf {
-    Gguf::from_bytes(demo_model()).unwrap()
-}
-
-fn engine() -> Engine {
-    Engine::from_gguf(&gguf(), "the demo model", &Device::Cpu).unwrap()
-}
 
 fn limits() -> Limits {
     Limits { chunk_tokens: 256, ..Limits::of(&Device::Cpu) }
@@ -41,44 +40,15 @@ fn service_with(folder: &Path, limits: Limits) -> Service {
     Service::start_with_store(engine, limits, store).unwrap()
 }
 
-/// Ids that are text of a kind, the same every time.
-fn ids(from: u32, count: usize) -> Vec<u32> {
-    (0..count as u32).map(|i| 300 + (from + i * 37) % 1500).collect()
-}
-
-fn eos() -> u32 {
-    static EOS: OnceLock<u32> = OnceLock::new();
-    *EOS.get_or_init(|| engine().tokenizer().control().eos)
-}
-
-/// Greedy, and never the end of the answer.
+/// With the probabilities of its tokens, which tell more than the tokens.
 fn job(prompt: Vec<u32>, max_tokens: usize) -> Job {
-    Job {
-        prompt,
-        sampling: Sampling {
-            logit_bias: [(eos(), f32::NEG_INFINITY)].into(),
-            ..Sampling::greedy()
-        },
-        max_tokens,
-        room: max_tokens,
-        guide: None,
-        logprobs: Some(5),
-        namespace: Namespace::default(),
-        landmarks: Vec::new(),
-    }
+    Job { logprobs: Some(5), ..endless(prompt, max_tokens) }
 }
 
-fn listen(mut updates: Updates) -> (Vec<Chosen>, Outcome) {
-    let mut all = Vec::new();
-    while let Some(update) = updates.blocking_recv() {
-        match update {
-            Update::Prefill { .. } => {}
-            Update::Token(chosen) => all.push(chosen),
-            Update::End(outcome) => return (all, outcome),
-            Update::Failed(error) => panic!("{error}"),
-        }
-    }
-    panic!("no end");
+fn listen(updates: Updates) -> (Vec<Chosen>, Outcome) {
+    let answer = jobs::listen(updates);
+    let Some(end) = answer.end else { panic!("no end: {:?}", answer.failed) };
+    (answer.chosen, end)
 }
 
 fn ask(service: &Service, job: Job) -> (Vec<Chosen>, Outcome) {
@@ -93,14 +63,6 @@ fn fresh(prompt: &[u32], max_tokens: usize) -> Vec<Chosen> {
 
 fn tokens(chosen: &[Chosen]) -> Vec<u32> {
     chosen.iter().map(|chosen| chosen.token).collect()
-}
-
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(60), "{what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// 99 % of what could be reused were.
@@ -309,5 +271,6 @@ fn child_that_is_killed() {
     until("nothing is saved", || service.stats().saves >= 2);
     let said: Vec<_> = tokens(&answer).iter().map(u32::to_string).collect();
     println!("said: {}", said.join(" "));
-    std::thread::sleep(Duration::from_secs(60));
+    // For the kill.
+    std::thread::sleep(wait::PATIENCE);
 }

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use candle_ds4::cli;
+use candle_ds4::hub::Transfer;
 use serde_json::Value;
 
 use crate::kills::{child, present, said, CHILD};
 use crate::server::{noise, Server, Stored, REPO};
+use crate::wait::until;
 
 const DEFAULT_Q2: &str = "DeepSeek-V4-Flash-IQ2XXS-w2Q2K-chat-v2-imatrix-0731.gguf";
 
@@ -124,18 +125,21 @@ fn json_is_one_event_a_line_and_ends_with_the_path_or_the_error() {
 
 #[test]
 fn an_interrupt_says_how_to_go_on_and_exits_with_130() {
-    let server = Server::start([("m.gguf", Stored::large(noise(200_000_000, 4)))]);
-    server.pause(2_000);
+    // Enough for some connection to fill a piece, not enough to end.
+    let Transfer { connections, piece, .. } = Transfer::default();
+    let enough = connections as u64 * piece;
+    let server =
+        Server::start([("m.gguf", Stored::large(noise((enough + 2 * piece) as usize, 4)))]);
+    server.allow(enough);
     let cache = tempfile::tempdir().unwrap();
     let process = command(&server.endpoint(), cache.path(), "pull org/repo").spawn().unwrap();
-    while present(cache.path()) == 0 {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    until("a piece is kept", || present(cache.path()) > 0);
     let pid = process.id().to_string();
     assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
     let output = process.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{}", said(&output));
     assert!(said(&output).contains("run the same command again to go on"), "{}", said(&output));
+    server.allow(u64::MAX);
     let (out, _, _) = run(&server.endpoint(), cache.path(), "list");
     assert!(out.contains("go on with: ds4 pull org/repo:m.gguf"), "{out}");
     let (out, _, status) = run(&server.endpoint(), cache.path(), "rm org/repo:m.gguf");

@@ -4,13 +4,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use candle_ds4::hub::{Error, Event};
+use candle_ds4::hub::{Error, Event, Settings, Transfer};
 
+use crate::kills::present;
 use crate::server::{noise, Fault, Place, Server, Stored};
-use crate::{assert_nothing_visible, blobs, one_file, pull, settings, SIZE};
+use crate::wait::until;
+use crate::{assert_nothing_visible, blobs, one_file, pull, settings, transfer, SIZE};
 
 /// Pulls with `fault` on the first `count` requests for data, and wants the right bytes at the end.
 fn survives(fault: &Fault, count: usize) -> Vec<Event> {
+    survives_with(fault, count, transfer())
+}
+
+fn survives_with(fault: &Fault, count: usize, transfer: Transfer) -> Vec<Event> {
     let (bytes, server) = one_file();
     let planned = fault.clone();
     server.on_request(move |request, _| {
@@ -18,7 +24,7 @@ fn survives(fault: &Fault, count: usize) -> Vec<Event> {
     });
     let cache = tempfile::tempdir().unwrap();
     let mut events = Vec::new();
-    let settings = settings(&server.endpoint(), cache.path());
+    let settings = Settings { transfer, ..settings(&server.endpoint(), cache.path()) };
     let fetched = pull(&settings, "org/repo", &mut events)
         .unwrap_or_else(|error| panic!("{fault:?}: {error}"));
     assert!(std::fs::read(fetched.path).unwrap() == bytes, "{fault:?}: other bytes");
@@ -43,10 +49,9 @@ fn short_bodies_are_completed() {
 
 #[test]
 fn a_stalled_connection_is_given_up_and_opened_again() {
-    let start = Instant::now();
-    let events = survives(&Fault::Stall(70_000), 2);
+    let short = Transfer { stall: Duration::from_millis(500), ..transfer() };
+    let events = survives_with(&Fault::Stall(70_000), 2, short);
     assert!(retries(&events).iter().any(|r| r.contains("no byte for 500ms")), "{events:?}");
-    assert!(start.elapsed() < Duration::from_secs(20));
 }
 
 #[test]
@@ -108,7 +113,9 @@ fn an_expired_address_is_asked_for_again() {
     assert!(std::fs::read(fetched.path).unwrap() == bytes);
     let resolved = server.log().iter().filter(|r| r.path.contains("/resolve/")).count();
     assert!(resolved >= 3, "HEAD, first GET, and at least one more: {resolved}");
-    assert!(resolved < 12, "each chunk asks the hub: {resolved}");
+    // Each of the four refusals may send all four connections back to the hub, once.
+    assert!(resolved <= 2 + 4 * 4, "each chunk asks the hub: {resolved}");
+    assert!(server.data_requests() > 2 + 4 * 4, "too few chunks to tell");
 }
 
 #[test]
@@ -307,10 +314,10 @@ fn a_server_that_never_recovers_ends_in_an_error_and_a_resumable_state() {
 
 #[test]
 fn nobody_listening_is_told_with_the_address() {
-    let endpoint = {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        format!("http://{}", listener.local_addr().unwrap())
-    };
+    // Bound, so that no other test gets the port, and not listened on.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let endpoint = format!("http://{}", socket.local_addr().unwrap());
     let cache = tempfile::tempdir().unwrap();
     let settings = settings(&endpoint, cache.path());
     let error = pull(&settings, "org/repo", &mut Vec::new()).unwrap_err();
@@ -346,10 +353,15 @@ fn an_etag_that_is_a_path_is_refused() {
 fn pieces_that_the_disk_lost_are_fetched_again() {
     use std::os::unix::fs::FileExt;
     let (bytes, server) = one_file();
-    server.on_request(|request, _| {
-        (request.place == Place::Cdn && request.number >= 6).then(|| Fault::Status(503, vec![]))
-    });
     let cache = tempfile::tempdir().unwrap();
+    let folder = cache.path().to_path_buf();
+    server.on_request(move |request, _| {
+        (request.place == Place::Cdn && request.number >= 6).then(|| {
+            // Of the six answers before, of eight pieces each, all but one piece at most are there.
+            until("pieces of six chunks", || present(&folder) >= 47 * transfer().piece);
+            Fault::Status(503, vec![])
+        })
+    });
     let settings = settings(&server.endpoint(), cache.path());
     pull(&settings, "org/repo", &mut Vec::new()).unwrap_err();
     let name = blobs(cache.path()).into_iter().find(|n| n.ends_with("incomplete")).unwrap();

@@ -1,17 +1,21 @@
 //! Downloads in processes of their own: killed, limited, raced, without rights.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
-use candle_ds4::hub::Settings;
+use candle_ds4::hub::{Cancel, Event, Settings, Transfer};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::server::{noise, Server, Stored};
-use crate::{assert_nothing_visible, one_file, pull, repo_folder, transfer, SIZE};
+use crate::server::{noise, Place, Server, Stored};
+use crate::wait::until;
+use crate::{assert_nothing_visible, blobs, one_file, pull_with, repo_folder, transfer, SIZE};
 
 pub const CHILD: &str = "DS4_TEST_PULL";
 
@@ -41,10 +45,11 @@ fn pulls_in_a_process_of_its_own() {
     let Ok(name) = std::env::var(CHILD) else { return };
     let mut settings = Settings::from_env().unwrap();
     settings.transfer = transfer();
-    let mut events = Vec::new();
-    let result = pull(&settings, &name, &mut events);
-    events.iter().filter(|e| !format!("{e:?}").starts_with("Progress")).for_each(|event| {
-        println!("event {event:?}");
+    // At once: others wait for it.
+    let result = pull_with(&settings, &name, &Cancel::default(), &mut |event| {
+        if !matches!(event, Event::Progress { .. }) {
+            println!("event {event:?}");
+        }
     });
     match result {
         Ok(fetched) => println!("path {}", fetched.path.display()),
@@ -60,42 +65,62 @@ pub fn said(output: &Output) -> String {
 }
 
 fn kill_and_resume(kills: u32, seed: u64) {
-    // Long and slow enough that the download outlives all kills, whatever the machine.
-    let bytes = noise(SIZE + kills as usize * 400_000, 5);
+    /// Bytes that a process is sent before it is killed: less than the file by far, and enough for each
+    /// connection to fill a piece.
+    const EACH: u64 = 400_000;
+    let bytes = noise(SIZE + kills as usize * EACH as usize, 5);
     let server = Server::start([("model.gguf", Stored::large(bytes.clone()))]);
     server.pause(20_000);
     let cache = tempfile::tempdir().unwrap();
-    let chunk = transfer().chunk;
     let mut rng = StdRng::seed_from_u64(seed);
     let mut lost = Vec::new();
-    for _ in 0..kills {
-        let (sent, kept) = (server.sent(), present(cache.path()));
+    let (mut kept, mut unkept) = (0, 0);
+    for kill in 0..kills {
+        server.allow(EACH);
         let mut process = child(&server.endpoint(), cache.path(), "org/repo").spawn().unwrap();
+        // Every other one is killed wherever it is: it may not have asked for anything yet.
+        if kill % 2 == 0 {
+            until("a piece more is kept", || present(cache.path()) > kept);
+        }
         std::thread::sleep(Duration::from_millis(rng.random_range(0..250)));
-        assert!(process.try_wait().unwrap().is_none(), "it ended before the kill: slow it down");
+        assert!(process.try_wait().unwrap().is_none(), "it ended before the kill");
         process.kill().unwrap();
         process.wait().unwrap();
         assert_nothing_visible(cache.path());
-        // What this run was sent and did not keep, the next one has to ask for again.
-        let kept = present(cache.path()) - kept;
-        lost.push((server.sent() - sent).saturating_sub(kept));
+        kept = present(cache.path());
+        // What was written and is in no piece of the journal will be asked for again.
+        let before = unkept;
+        unkept = written(cache.path(), &bytes) - kept;
+        lost.push(unkept.saturating_sub(before));
+        server.allow(u64::MAX);
+        server.settle();
     }
     server.pause(0);
+    let before = server.data_requests();
     let output = child(&server.endpoint(), cache.path(), "org/repo").output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
     let path = repo_folder(cache.path()).join("snapshots").join(crate::COMMIT).join("model.gguf");
     assert!(std::fs::read(path).unwrap() == bytes, "other bytes after {kills} kills");
-    let again = server.sent() - bytes.len() as u64;
     let most = lost.iter().max().unwrap();
     println!(
-        "{kills} kills, {} of them during the transfer: {again} bytes fetched again, {} a kill, \
-         {most} at most, of a chunk of {chunk}",
+        "{kills} kills, {} of them within a piece: {most} bytes lost at most, {kept} bytes kept",
         lost.iter().filter(|lost| **lost > 0).count(),
-        again / u64::from(kills)
     );
-    assert!(*most > 0, "no kill hit the transfer");
-    assert!(*most <= chunk, "one kill cost {most} bytes, a chunk is {chunk}");
-    assert!(again <= u64::from(kills) * chunk);
+    let Transfer { connections, piece, .. } = transfer();
+    assert!(*most <= connections as u64 * piece, "one kill cost {most} bytes, a piece is {piece}");
+    assert_eq!(server.asked_for(before), bytes.len() as u64 - kept, "fetched what was there");
+}
+
+/// Bytes of the unfinished file that are right already, in a run from the start of each piece.
+fn written(cache: &Path, bytes: &[u8]) -> u64 {
+    let name = blobs(cache).into_iter().find(|name| name.ends_with("incomplete"));
+    let Some(name) = name else { return 0 };
+    let there = std::fs::read(repo_folder(cache).join("blobs").join(name)).unwrap();
+    let piece = transfer().piece as usize;
+    let pieces = there.chunks(piece).zip(bytes.chunks(piece));
+    pieces
+        .map(|(there, right)| there.iter().zip(right).take_while(|(a, b)| a == b).count() as u64)
+        .sum()
 }
 
 /// Bytes that the journal says are there.
@@ -118,16 +143,30 @@ fn two_hundred_kills_leave_a_download_that_goes_on() {
 #[test]
 fn two_processes_fetch_the_same_file_once() {
     let (bytes, server) = one_file();
-    server.pause(3_000);
+    // No data before the two that come too late have met the lock.
+    server.allow(0);
     let cache = tempfile::tempdir().unwrap();
-    let start = || child(&server.endpoint(), cache.path(), "org/repo").spawn().unwrap();
-    let processes = [start(), start(), start()];
-    let outputs = processes.map(|process| process.wait_with_output().unwrap());
-    for output in &outputs {
-        assert!(output.status.success(), "{}", said(output));
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let listeners = [(); 3].map(|()| {
+        let mut process = child(&server.endpoint(), cache.path(), "org/repo").spawn().unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let waiting = waiting.clone();
+        std::thread::spawn(move || {
+            let mut said = String::new();
+            for line in lines.map_while(Result::ok) {
+                waiting.fetch_add(usize::from(line.contains("event Waiting")), Ordering::SeqCst);
+                said += &(line + "\n");
+            }
+            (process.wait_with_output().unwrap(), said)
+        })
+    });
+    until("two processes wait for the third", || waiting.load(Ordering::SeqCst) == 2);
+    server.allow(u64::MAX);
+    for listener in listeners {
+        let (output, heard) = listener.join().unwrap();
+        assert!(output.status.success(), "{heard}{}", said(&output));
     }
-    let waited = outputs.iter().filter(|output| said(output).contains("event Waiting")).count();
-    assert_eq!(waited, 2, "{:?}", outputs.map(|output| said(&output)));
+    assert_eq!(waiting.load(Ordering::SeqCst), 2);
     assert_eq!(server.sent(), SIZE as u64, "fetched more than once");
     let path = repo_folder(cache.path()).join("snapshots").join(crate::COMMIT).join("model.gguf");
     assert!(std::fs::read(path).unwrap() == bytes);
@@ -136,15 +175,13 @@ fn two_processes_fetch_the_same_file_once() {
 #[test]
 fn a_killed_process_leaves_no_lock() {
     let (_, server) = one_file();
-    server.pause(20_000);
+    server.allow(SIZE as u64 / 2);
     let cache = tempfile::tempdir().unwrap();
     let mut process = child(&server.endpoint(), cache.path(), "org/repo").spawn().unwrap();
-    while present(cache.path()) == 0 {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until("a piece is kept", || present(cache.path()) > 0);
     process.kill().unwrap();
-    process.wait().unwrap();
-    server.pause(0);
+    assert_eq!(process.wait().unwrap().code(), None, "it ended before the kill");
+    server.allow(u64::MAX);
     let output = child(&server.endpoint(), cache.path(), "org/repo").output().unwrap();
     assert!(output.status.success() && !said(&output).contains("Waiting"), "{}", said(&output));
 }
@@ -153,6 +190,14 @@ fn a_killed_process_leaves_no_lock() {
 fn a_full_disk_is_told_and_the_download_goes_on_after() {
     let (bytes, server) = one_file();
     let cache = tempfile::tempdir().unwrap();
+    // Nobody writes beyond the limit before something is kept.
+    let folder = cache.path().to_path_buf();
+    server.on_request(move |request, _| {
+        if request.place == Place::Cdn && request.number > 0 {
+            until("a piece is kept", || present(&folder) > 0);
+        }
+        None
+    });
     // A limit on file length, in blocks of 512 or 1024 bytes by shell: both are less than the
     // file. The signal that comes with it would end the process before it can speak.
     let inner = child(&server.endpoint(), cache.path(), "org/repo");

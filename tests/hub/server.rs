@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::wait::until;
+
 pub const REPO: &str = "org/repo";
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -100,6 +102,8 @@ pub struct State {
     pub sent: AtomicU64,
     /// Pause after each 16 KiB; none at 0.
     pub pause_us: AtomicU64,
+    /// How many bytes of files may be handed to the system in all.
+    allowed: AtomicU64,
     counts: [AtomicUsize; 2],
     open: AtomicUsize,
     /// Most connections open at a time.
@@ -122,6 +126,7 @@ impl Server {
             log: Mutex::default(),
             sent: AtomicU64::new(0),
             pause_us: AtomicU64::new(0),
+            allowed: AtomicU64::new(u64::MAX),
             counts: Default::default(),
             open: AtomicUsize::new(0),
             most_open: AtomicUsize::new(0),
@@ -140,7 +145,8 @@ impl Server {
         format!("http://{}", self.hub)
     }
 
-    /// Called for every request, before it is answered.
+    /// Called for every request, before it is answered; other requests wait for it, answers that have
+    /// begun do not.
     pub fn on_request(
         &self,
         hook: impl FnMut(&Request, &mut BTreeMap<String, Stored>) -> Option<Fault> + Send + 'static,
@@ -158,13 +164,9 @@ impl Server {
 
     /// Waits until no connection is left: what a client gave up has then been counted.
     pub fn settle(&self) {
-        for _ in 0..1000 {
-            if self.state.open.load(Ordering::SeqCst) == 0 {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        panic!("a client that is gone still holds a connection");
+        until("a client that is gone gives its connections back", || {
+            self.state.open.load(Ordering::SeqCst) == 0
+        });
     }
 
     /// Requests for data.
@@ -184,11 +186,18 @@ impl Server {
     pub fn pause(&self, us: u64) {
         self.state.pause_us.store(us, Ordering::SeqCst);
     }
+
+    /// Sends so many more bytes of files (and at most 16 KiB a connection beyond), and then none until
+    /// told again: what must not end yet cannot, however the processes take turns.
+    pub fn allow(&self, bytes: u64) {
+        self.state.allowed.store(self.sent().saturating_add(bytes), Ordering::SeqCst);
+    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.state.over.store(true, Ordering::SeqCst);
+        self.allow(u64::MAX);
         for address in [self.hub, self.state.cdn] {
             let _ = TcpStream::connect(address);
         }
@@ -260,15 +269,14 @@ impl State {
 
     /// Whether the connection can go on.
     fn answer(&self, stream: &TcpStream, request: &Request) -> std::io::Result<bool> {
-        let fault = {
+        let (fault, files) = {
             let mut files = self.files.lock().unwrap();
-            (self.hook.lock().unwrap())(request, &mut files)
+            ((self.hook.lock().unwrap())(request, &mut files), files.clone())
         };
         if let Some(Fault::Status(status, headers)) = &fault {
             return self.send(stream, request, *status, headers, b"a page of words", None);
         }
         let path = request.path.split('?').next().unwrap_or_default();
-        let files = self.files.lock().unwrap().clone();
         if request.place == Place::Cdn {
             let Some(file) = path.strip_prefix("/data/").and_then(|name| files.get(name)) else {
                 return self.send(stream, request, 404, &[], b"", None);
@@ -428,8 +436,14 @@ impl State {
             _ => body,
         };
         let pause = self.pause_us.load(Ordering::SeqCst);
-        let step = if pause == 0 { 1 << 20 } else { 16 << 10 };
+        let bounded = self.allowed.load(Ordering::SeqCst) < u64::MAX;
+        let step = if pause == 0 && !bounded { 1 << 20 } else { 16 << 10 };
         for part in send.chunks(step) {
+            while request.place == Place::Cdn
+                && self.sent.load(Ordering::SeqCst) >= self.allowed.load(Ordering::SeqCst)
+            {
+                std::thread::sleep(Duration::from_millis(2));
+            }
             stream.write_all(part)?;
             if request.place == Place::Cdn {
                 self.sent.fetch_add(part.len() as u64, Ordering::SeqCst);

@@ -3,7 +3,6 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use candle_ds4::candle::Device;
 use candle_ds4::demo::demo_model;
@@ -13,8 +12,7 @@ use candle_ds4::server::{serve, App, Replay, Secret, Settings};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-/// Longer than anything that works takes on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub use crate::wait::PATIENCE;
 
 pub fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();

@@ -9,7 +9,8 @@ use candle_ds4::engine::Limits;
 use candle_ds4::server::Settings;
 use serde_json::{json, Value};
 
-use crate::client::{bytes, connect, new_service, request, start, start_on, PATIENCE};
+use crate::client::{bytes, connect, new_service, request, start, start_on};
+use crate::wait;
 
 /// A request whose answer does not end by itself for a long time.
 fn endless(stream: bool) -> Vec<u8> {
@@ -19,51 +20,39 @@ fn endless(stream: bool) -> Vec<u8> {
     bytes("POST", "/v1/completions", &[], body.to_string().as_bytes())
 }
 
-/// A number that the server counts.
-fn number(address: SocketAddr, what: &str) -> Option<f64> {
+const RUNNING: &str = "vllm:num_requests_running";
+
+/// A number of the server, by the start of its line and a label that the line must have.
+fn number(address: SocketAddr, what: &str, label: &str) -> Option<f64> {
     let metrics = request(address, "GET", "/metrics", &[], b"");
-    let line = metrics.text().lines().find(|line| line.starts_with(what))?;
-    line.rsplit(' ').next()?.parse().ok()
+    let mut lines = metrics.text().lines();
+    // Labels come in the order that the registry has.
+    lines
+        .find(|line| line.starts_with(what) && line.contains(label))?
+        .rsplit(' ')
+        .next()?
+        .parse()
+        .ok()
 }
 
 /// Waits until a number of the server is what it should become.
 fn until(address: SocketAddr, what: &str, wanted: impl Fn(f64) -> bool) {
-    let start = Instant::now();
-    loop {
-        let value = number(address, what);
-        if value.is_some_and(&wanted) {
-            return;
-        }
-        assert!(start.elapsed() < PATIENCE, "{what} stays {value:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait::until(what, || number(address, what, "").is_some_and(&wanted));
 }
 
-const ABORTED: &str = "vllm:request_success_total{finished_reason=\"abort\"";
-
-/// The count of answers that were broken off on a server of its own.
-fn aborted(address: SocketAddr) -> f64 {
-    let metrics = request(address, "GET", "/metrics", &[], b"");
-    // Labels come in the order that the registry has.
-    let line = metrics
-        .text()
-        .lines()
-        .find(|line| line.starts_with("vllm:request_success_total") && line.contains("\"abort\""));
-    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
-}
-
+/// Waits until so many answers were broken off on a server of its own.
 fn until_aborted(address: SocketAddr, count: f64) {
-    let start = Instant::now();
-    while aborted(address) < count {
-        assert!(start.elapsed() < PATIENCE, "{ABORTED}: {} of {count}", aborted(address));
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait::until("answers are broken off", || {
+        number(address, "vllm:request_success_total", "\"abort\"").is_some_and(|n| n >= count)
+    });
 }
 
 #[test]
 fn an_answer_stops_when_its_reader_goes_away() {
-    let address = start(Settings::default());
+    // A service of its own: nobody else's answers are among its numbers.
+    let address = start_on(&new_service(Limits::of(&Device::Cpu)), Settings::default());
     for (round, stream) in [true, false].into_iter().enumerate() {
+        until(address, RUNNING, |running| running == 0.0);
         let mut connection = connect(address);
         connection.write_all(&endless(stream)).unwrap();
         if stream {
@@ -71,7 +60,7 @@ fn an_answer_stops_when_its_reader_goes_away() {
             assert!(connection.read(&mut first).unwrap() > 0);
         } else {
             // Nothing comes before the end: the answer is known to run by its numbers alone.
-            std::thread::sleep(Duration::from_millis(300));
+            until(address, RUNNING, |running| running == 1.0);
         }
         drop(connection);
         until_aborted(address, (round + 1) as f64);
@@ -80,22 +69,23 @@ fn an_answer_stops_when_its_reader_goes_away() {
 
 #[test]
 fn a_client_that_does_not_say_what_it_wants_is_let_go() {
-    let settings = Settings {
+    let address = start(Settings {
         header_timeout: Duration::from_millis(300),
         idle_timeout: Duration::from_millis(600),
-        body_timeout: Duration::from_millis(300),
         ..Settings::default()
-    };
-    let address = start(settings);
+    });
     for sent in ["", "GET /health HT", "GET /health HTTP/1.1\r\nhost: localhost\r\nx-a: "] {
         let mut stream = connect(address);
-        stream.write_all(sent.as_bytes()).unwrap();
+        // On a busy machine the server may lose its patience before.
+        let _ = stream.write_all(sent.as_bytes());
         let mut rest = Vec::new();
         // It ends, with an error or without.
         let _ = stream.read_to_end(&mut rest);
         assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 4"), "{rest:?}");
     }
-    let mut stream = connect(address);
+    // This one must say all of its header in time, so it has time for that.
+    let body_timeout = Duration::from_millis(300);
+    let mut stream = connect(start(Settings { body_timeout, ..Settings::default() }));
     let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
         content-type: application/json\r\ncontent-length: 1000\r\n\r\n{\"messages\": ";
     stream.write_all(head.as_bytes()).unwrap();
@@ -127,8 +117,8 @@ fn headers_without_end_are_cut_short() {
 #[test]
 fn connections_beyond_the_limit_are_turned_away() {
     let address = start(Settings { connections: 2, ..Settings::default() });
+    // Who comes first is let in first.
     let held: Vec<TcpStream> = (0..2).map(|_| connect(address)).collect();
-    std::thread::sleep(Duration::from_millis(100));
     let response = request(address, "GET", "/health", &[], b"");
     assert_eq!((response.status, response.header("retry-after")), (503, Some("2")));
     crate::shapes::check(&crate::shapes::error(), &response.json());
@@ -171,7 +161,9 @@ fn idle_connections_do_no_harm() {
     let beside: Duration = (0..10).map(|_| first(address)).min().unwrap();
     let alone: Duration = (0..10).map(|_| first(crate::client::server())).min().unwrap();
     println!("first bytes: {beside:?} beside {count} idle connections, {alone:?} alone");
-    assert_eq!(held.len(), count);
+    let open = number(address, "ds4_http_connections", "").unwrap();
+    assert!(open >= count as f64, "{open} connections of {count} are left");
+    drop(held);
 }
 
 /// A text that nobody waits for is read to its end all the same, and counts until then.
@@ -180,20 +172,18 @@ fn clients_that_send_much_and_go_do_not_add_up() {
     let address = start(Settings::default());
     let body = json!({ "content": "The river ran on. ".repeat(200_000) }).to_string();
     let sent = bytes("POST", "/tokenize", &[], body.as_bytes());
-    let reading = || number(address, "ds4_http_readers").unwrap_or(0.0);
+    let reading = || number(address, "ds4_http_readers", "").unwrap_or(0.0);
     let mut most: f64 = 0.0;
     for _ in 0..16 {
         let mut stream = connect(address);
         stream.write_all(&sent).unwrap();
-        std::thread::sleep(Duration::from_millis(20));
+        // The first is there before anybody goes.
+        wait::until("a text is read", || most > 0.0 || reading() > 0.0);
         drop(stream);
         most = most.max(reading());
     }
     let threads = std::thread::available_parallelism().map_or(1, usize::from) as f64;
-    assert!(
-        (1.0..=threads).contains(&most),
-        "{most} texts were read at a time by {threads} threads"
-    );
+    assert!(most <= threads, "{most} texts were read at a time by {threads} threads");
     until(address, "ds4_http_readers", |reading| reading == 0.0);
 }
 
@@ -225,7 +215,7 @@ fn abort(fill: bool, cycles: usize) -> Vec<u64> {
         }
         drop(stream);
         if cycle.is_multiple_of(50) {
-            until(address, "vllm:num_requests_running", |running| running < 8.0);
+            until(address, RUNNING, |running| running < 8.0);
         }
     };
     let full = || service.stats().kept_bytes > KEPT - KEPT / 16;
@@ -234,15 +224,18 @@ fn abort(fill: bool, cycles: usize) -> Vec<u64> {
         one(cycle);
         if cycle.is_multiple_of((cycles / 8).max(1)) {
             until(address, "ds4_http_connections", |open| open <= 1.0);
-            until(address, "vllm:num_requests_running", |running| running == 0.0);
+            until(address, RUNNING, |running| running == 0.0);
             memory.push(resident());
         }
     }
-    until(address, "vllm:num_requests_waiting", |waiting| waiting == 0.0);
+    wait::until("nothing is left of the last ones", || {
+        let stats = service.stats();
+        stats.running + stats.waiting == 0 && stats.reserved_bytes == 0
+    });
     let health: Value = request(address, "GET", "/health", &[], b"").ok();
     assert_eq!(health["status"], "ok");
     let stats = service.stats();
-    assert!(stats.reserved_bytes == 0 && stats.kept_bytes <= KEPT, "{stats:?}");
+    assert!(stats.kept_bytes <= KEPT, "{stats:?}");
     memory
 }
 
