@@ -21,9 +21,12 @@ const WORTH_TRIMMING: usize = 16 << 20;
 /// dead at its end, so that one layer's buffers serve the next layer too.
 ///
 /// A tensor taken inside a frame must not be read after the frame's end: it would show a later
-/// op's values. What outlives a frame is taken before the frame is opened. The one exception is what a
-/// frame took late: the first op of the next frame may read it, because its outputs are the frame's first
-/// buffers of their widths.
+/// op's values. What outlives a frame is taken before the frame is opened.
+///
+/// One exception: the first op after a frame's end may read a tensor of which the frame had taken *another*
+/// of the same width before. That op's outputs are the first buffers of their widths, so they cannot be it. A
+/// layer takes its input `[tokens, hidden]` first and its result, of the same shape, last; the next layer's
+/// first op reads that result while it writes its own input.
 pub struct Workspace {
     device: Device,
     lists: RefCell<Vec<List>>,

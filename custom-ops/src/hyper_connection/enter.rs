@@ -95,8 +95,8 @@ pub struct Entrance<'a> {
 /// that do not fit.
 /// Source: as [`hyper_mix`].
 ///
-/// A value that is due may lie in buffers of a frame of `ws` that has ended, as long as nothing was taken
-/// since: the buffers taken here come before those of a frame's last results. The `x` of a product must not.
+/// A value that is due may come from a frame of `ws` that has ended, if nothing was taken since: see
+/// [`Workspace`]. The `x` of a product must not.
 pub fn hyper_enter(
     state: &Tensor,
     due: Option<&Due>,
