@@ -56,11 +56,10 @@ pub(crate) fn output(program: &str, arguments: &[&str]) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
 
-    #[cfg(target_os = "linux")]
     #[test]
     fn memory_is_read_in_bytes() {
         let text = "MemTotal:       24689640 kB\nMemAvailable:   21000000 kB\n";
