@@ -162,6 +162,7 @@ fn fatbins(sources: &[Source], out: &Path) -> Result<Vec<Vec<u8>>, Failure> {
         for (source, stamp) in batch {
             let mut command = Command::new(&nvcc);
             command.args(&arguments).arg("-o").arg(target(source)).arg(&source.path);
+            stamp.clear()?;
             let child = command.spawn().map_err(|error| no_compiler(&nvcc, &error))?;
             running.push((child, source, stamp));
         }
@@ -240,6 +241,7 @@ fn compile_for_emulator(sources: &[Source], out: &Path) -> Result<(), Failure> {
     if stamp.holds() {
         return Ok(());
     }
+    stamp.clear()?;
     let mut build = cc::Build::new();
     build.cargo_metadata(false);
     build.cpp(true).std("c++17").define("CUDA_EMULATOR", None).include("include");

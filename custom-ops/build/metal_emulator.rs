@@ -52,6 +52,7 @@ pub fn build() -> Result<(), Box<dyn std::error::Error>> {
     if stamp.holds() {
         return Ok(());
     }
+    stamp.clear()?;
     let mut build = cc::Build::new();
     build
         .cargo_metadata(false)

@@ -32,6 +32,14 @@ impl Stamp {
         fs::read_to_string(&self.file).is_ok_and(|inputs| inputs == self.inputs)
     }
 
+    /// It is about to be made: what is cut off half way is of no inputs.
+    pub fn clear(&self) -> io::Result<()> {
+        match fs::remove_file(&self.file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// It has been made.
     pub fn set(&self) -> io::Result<()> {
         fs::write(&self.file, &self.inputs)
