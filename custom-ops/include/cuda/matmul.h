@@ -36,6 +36,11 @@ struct MatmulParams {
     Weight w[MATMUL_PARTS];
     // If there is one, the last block of the grid runs it and nothing else. Wants no cluster.
     MatrixErrand errand;
+    // Of `matmul_1`, or null: x is normed first, as `rms_norm`. It was there when the launch before had waited,
+    // which lets this one begin only then. At most 4096 columns, one group, no cluster.
+    const float* norm;  // [cols]
+    float norm_eps;
+    uint32_t unused_too;
 };
 
 // Rows to signed bytes with one scale for 32, `scale = max |x| / 127`, ordered for mma.m16n8k32's B:

@@ -15,6 +15,8 @@ const PARTS: usize = 8;
 const WARPS: usize = 16;
 /// Tokens from which on products go to the matrix units as halves.
 const FEW_TOKENS: usize = 32;
+/// Columns whose norm a launch of one token makes on the way: eight a thread.
+const NORMED_COLS: usize = 4096;
 /// Shared memory for the sums of the kernels for few tokens.
 const SUMS_BYTES: usize = 128 << 10;
 
@@ -40,6 +42,9 @@ struct FewParams {
     out: [Address; PARTS],
     w: [Weight; PARTS],
     errand: MatrixErrand,
+    norm: Address,
+    norm_eps: f32,
+    unused_too: u32,
 }
 
 #[repr(C)]
@@ -151,6 +156,12 @@ fn path(gpu: &Gpu, weights: &[&Matrix], tokens: usize, groups: usize) -> Path {
 /// Whether the launch of these can run an errand along.
 pub(super) fn runs_errands(gpu: &Gpu, weights: &[&Matrix], tokens: usize) -> bool {
     one_launch(gpu, weights, tokens) && Few::new(gpu, weights, tokens, 1).cluster == 1
+}
+
+/// Whether that launch can norm their activations too.
+pub(crate) fn norms(gpu: &Gpu, weights: &[&Matrix], tokens: usize) -> bool {
+    let cols = weights.first().map_or(0, |w| w.cols());
+    tokens == 1 && cols <= NORMED_COLS && runs_errands(gpu, weights, tokens)
 }
 
 /// Whether one launch can do all of these.
@@ -278,8 +289,7 @@ pub(super) fn matmul(op: &MatMul, out: Target) -> Result<()> {
     let mut scratch = Scratch::new(name, &gpu, op.scratch.as_ref())?;
     match path(&gpu, &[op.w], tokens, groups) {
         Path::Few => {
-            let none = MatrixErrand::NONE;
-            few(name, &gpu, x, &[op.w], &[out], tokens, groups, none, &mut scratch)
+            few(name, &gpu, x, &[op.w], &[out], tokens, groups, Beside::NOTHING, &mut scratch)
         }
         Path::Gemm => gemm(&gpu, x, op.w, out, tokens, groups, &mut scratch),
         Path::Plain => plain(&gpu, x, op.w, out, tokens, groups),
@@ -295,11 +305,28 @@ pub(super) fn matmuls(op: &MatMuls, out: Target) -> Result<()> {
     let mut addresses = vec![out.address()];
     addresses.extend(outs.iter().map(|out| out.address()));
     let mut scratch = Scratch::new(name, &gpu, op.scratch.as_ref())?;
-    let errand = match &op.errand {
-        Some(errand) => errand.param(&gpu)?,
-        None => MatrixErrand::NONE,
-    };
-    few(name, &gpu, x.address(), op.weights, &addresses, op.x.dim(0)?, 1, errand, &mut scratch)
+    let mut beside = Beside::NOTHING;
+    if let Some(errand) = &op.errand {
+        beside.errand = errand.param(&gpu)?;
+    }
+    let norm =
+        op.norm.map(|(weight, eps)| Ok::<_, candle_core::Error>((gpu.f32(name, weight)?, eps)));
+    let norm = norm.transpose()?;
+    if let Some((weight, eps)) = &norm {
+        beside.norm = (weight.address(), *eps as f32);
+    }
+    few(name, &gpu, x.address(), op.weights, &addresses, op.x.dim(0)?, 1, beside, &mut scratch)
+}
+
+/// What a launch does beside its products.
+struct Beside {
+    errand: MatrixErrand,
+    /// Weight of the norm of x, and what is added to the mean square; none without an address.
+    norm: (Address, f32),
+}
+
+impl Beside {
+    const NOTHING: Self = Self { errand: MatrixErrand::NONE, norm: (Address::NULL, 0.0) };
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -311,7 +338,7 @@ fn few(
     outs: &[Address],
     tokens: usize,
     groups: usize,
-    errand: MatrixErrand,
+    beside: Beside,
     scratch: &mut Scratch,
 ) -> Result<()> {
     let Some(first) = weights.first() else { return Ok(()) };
@@ -356,7 +383,10 @@ fn few(
         heft_end: [0; PARTS],
         out: [Address::NULL; PARTS],
         w: [first.cuda(name, gpu)?; PARTS],
-        errand,
+        errand: beside.errand,
+        norm: beside.norm.0,
+        norm_eps: beside.norm.1,
+        unused_too: 0,
     };
     let (mut tiles, mut heft) = (0, 0);
     for (i, (w, out)) in weights.iter().zip(outs).enumerate() {
@@ -373,7 +403,7 @@ fn few(
         _ => Kernel("matmul_32"),
     };
     // An errand has a multiprocessor to itself: a block more than there are would begin when others end.
-    let blocks = match errand.is_some() {
+    let blocks = match beside.errand.is_some() {
         true => few.blocks.min(gpu.multiprocessors().max(2) - 1) + 1,
         false => few.blocks * few.cluster,
     };
@@ -469,7 +499,7 @@ mod tests {
     #[test]
     fn the_parameter_structs_are_the_headers() {
         use std::mem::{offset_of, size_of};
-        assert_eq!(size_of::<FewParams>(), 24 + 48 + PARTS * (8 + 8 + 64) + 24);
+        assert_eq!(size_of::<FewParams>(), 24 + 48 + PARTS * (8 + 8 + 64) + 24 + 16);
         assert_eq!(offset_of!(FewParams, out), 72 + PARTS * 8);
         assert_eq!((size_of::<QuantizeRows>(), size_of::<HalveRows>()), (40, 32));
         assert_eq!((size_of::<Product>(), offset_of!(Product, tokens)), (88, 80));

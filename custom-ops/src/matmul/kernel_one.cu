@@ -13,6 +13,7 @@
 #include "../../include/cuda/cluster.cuh"
 #include "../../include/cuda/matmul_tiles.cuh"
 #include "../../include/cuda/pieces.cuh"
+#include "../../include/cuda/reduce.cuh"
 #include "../../include/cuda/sinkhorn.cuh"
 
 namespace {
@@ -24,18 +25,41 @@ struct Activations {
     float* scales;     // [x_groups, cols / 32]
 };
 
+// Eight neighbouring channels of a thread, normed; `scratch` has room for a value a warp.
+DEVICE void norm_x(const MatmulParams& p, float4 (&v)[2], const float4 (&weight)[2], float* scratch) {
+    float sum = 0.0f;
+#pragma unroll
+    for (uint32_t k = 0; k < 2; k++) sum += fmaf(v[k].x, v[k].x, fmaf(v[k].y, v[k].y, fmaf(v[k].z, v[k].z, v[k].w * v[k].w)));
+    const float scale = 1.0f / sqrtf(block_total(sum, scratch) / static_cast<float>(p.w[0].cols) + p.norm_eps);
+#pragma unroll
+    for (uint32_t k = 0; k < 2; k++) {
+        v[k] = make_float4(v[k].x * scale * weight[k].x, v[k].y * scale * weight[k].y, v[k].z * scale * weight[k].z,
+                           v[k].w * scale * weight[k].w);
+    }
+}
+
 // The block's groups of x, or its columns: as they are, and as bytes with scales. Eight values a thread.
-DEVICE void stage_x(const MatmulParams& p, const Activations& x, const float* from, uint32_t count) {
+DEVICE void stage_x(const MatmulParams& p, const Activations& x, const float* from, uint32_t count, float* scratch) {
     constexpr uint32_t AT_ONCE = 2;
-    for (uint32_t first = threadIdx.x; first / 32u * 32u < count / 8u; first += AT_ONCE * blockDim.x) {
+    // All threads of the block go round together where they meet.
+    for (uint32_t first = threadIdx.x; first / 32u * 32u < count / 8u || (p.norm != nullptr && first < blockDim.x);
+         first += AT_ONCE * blockDim.x) {
         float4 v[AT_ONCE][2];
 #pragma unroll
         for (uint32_t j = 0; j < AT_ONCE; j++) {
             const uint32_t i = first + j * blockDim.x;
 #pragma unroll
             for (uint32_t k = 0; k < 2; k++) {
-                v[j][k] = i < count / 8u ? reinterpret_cast<const float4*>(from)[2u * i + k] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                v[j][k] = i < count / 8u ? load_written16(from + 8u * i + 4u * k) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
             }
+        }
+        if (p.norm != nullptr) {
+            float4 weight[2] = {make_float4(0.0f, 0.0f, 0.0f, 0.0f), make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
+#pragma unroll
+            for (uint32_t k = 0; k < 2; k++) {
+                if (first < count / 8u) weight[k] = reinterpret_cast<const float4*>(p.norm)[2u * first + k];
+            }
+            norm_x(p, v[0], weight, scratch);
         }
 #pragma unroll
         for (uint32_t j = 0; j < AT_ONCE; j++) {
@@ -169,12 +193,16 @@ DEVICE void matmul_one(const MatmulParams& p, unsigned char* shared) {
     x.quants = reinterpret_cast<uint32_t*>(x.plain + (p.has_f16 ? room : 0u));
     x.scales = reinterpret_cast<float*>(x.quants + (p.has_q8_0 ? room / 4u : 0u));
     float* sums = x.scales + (p.has_q8_0 ? room / 32u : 0u);  // [rounds, warps, 16]
-    pdl_wait();
-    // Only now, so that the kernel after may read before its wait what the one before has written: it finds
-    // no room earlier anyway.
-    pdl_trigger();
+    // What the launch before only stands beside can be waited for at the end.
+    const bool early = p.norm != nullptr;
+    if (!early) {
+        pdl_wait();
+        // Only now, so that the kernel after may read before its wait what the one before has written: it finds
+        // no room earlier anyway.
+        pdl_trigger();
+    }
     stage_x(p, x, p.x + static_cast<uint64_t>(first_group) * cols + columns.first,
-            p.groups == 1u ? columns.count : min(p.x_groups, p.groups - first_group) * cols);
+            p.groups == 1u ? columns.count : min(p.x_groups, p.groups - first_group) * cols, sums);
     __syncthreads();
 
     for (uint32_t start = run.first; start < run.last; start += slots * p.rounds) {
@@ -215,6 +243,10 @@ DEVICE void matmul_one(const MatmulParams& p, unsigned char* shared) {
             } else {
                 leave_q8_0(sum, to);
             }
+        }
+        if (early && start == run.first) {
+            pdl_wait();
+            pdl_trigger();
         }
         cluster_sync();
         // A sum's parts are neighbouring lanes' (their number is a power of two).

@@ -123,6 +123,8 @@ pub fn matmuls(x: &Tensor, weights: &[&Matrix], ws: &Workspace) -> Result<Vec<Te
                 scratch: None,
                 #[cfg(cuda_kernels)]
                 errand: None,
+                #[cfg(cuda_kernels)]
+                norm: None,
             };
             timed(&outs[0], || class_of(weights), || outs[0].inplace_op1(&op))?;
             return Ok(outs);
@@ -139,12 +141,33 @@ pub fn matmuls(x: &Tensor, weights: &[&Matrix], ws: &Workspace) -> Result<Vec<Te
                 true => ws.take_errand(),
                 false => None,
             };
-            let op = MatMuls { x, weights, outs: &outs[1..], scratch, errand };
+            let op = MatMuls { x, weights, outs: &outs[1..], scratch, errand, norm: None };
             timed(&outs[0], || class_of(weights), || outs[0].inplace_op1(&op))?;
             return Ok(outs);
         }
     }
     weights.iter().map(|w| matmul(x, w, ws)).collect()
+}
+
+/// [`matmuls`] of one token's `x` after its RMS norm, where the launch before neither makes `x` nor lets the
+/// next one begin before it has waited itself; [`cuda::norms`] says whether a GPU can.
+#[cfg(cuda_kernels)]
+pub(crate) fn normed_matmuls(
+    x: &Tensor,
+    norm: (&Tensor, f64),
+    weights: &[&Matrix],
+    ws: &Workspace,
+) -> Result<Vec<Tensor>> {
+    let outs = weights.iter().map(|w| ws.f32((1, w.rows()))).collect::<Result<Vec<_>>>()?;
+    let Some(first) = outs.first() else { return Ok(outs) };
+    let [shape, weight] = [x.dims(), norm.0.dims()];
+    if weights.iter().any(|w| w.stack() != 1 || shape != [1, w.cols()] || weight != [w.cols()]) {
+        bail!("matmul: x {shape:?} with a norm {weight:?} for weights of other columns");
+    }
+    let (errand, norm) = (ws.take_errand(), Some(norm));
+    let op = MatMuls { x, weights, outs: &outs[1..], scratch: None, errand, norm };
+    timed(first, || class_of(weights), || first.inplace_op1(&op))?;
+    Ok(outs)
 }
 
 /// The first's format, and how much all are.
@@ -176,6 +199,9 @@ struct MatMuls<'a> {
     scratch: Option<Tensor>,
     #[cfg(cuda_kernels)]
     errand: Option<crate::hyper_connection::Errand>,
+    /// Weight of the norm that `x` has yet to go through, and what is added to the mean square.
+    #[cfg(cuda_kernels)]
+    norm: Option<(&'a Tensor, f64)>,
 }
 
 impl InplaceOp1 for MatMul<'_> {

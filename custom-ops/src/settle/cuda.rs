@@ -101,11 +101,11 @@ pub(super) fn settle(op: &AtOnce, out: Target) -> Result<()> {
     let settle = op.settle;
     let out = out.of(name, DType::F32)?;
     let gpu = out.gpu();
-    let [latent, latent_norm, latent_out, kv, norm] =
-        [settle.latent, settle.latent_norm.0, op.latent, settle.kv, settle.finish.norm]
+    let [latent, latent_norm, kv, norm] =
+        [settle.latent, settle.latent_norm.0, settle.kv, settle.finish.norm]
             .map(|tensor| gpu.f32(name, tensor));
-    let (latent, latent_norm, latent_out, kv, norm) =
-        (latent?, latent_norm?, latent_out?, kv?, norm?);
+    let (latent, latent_norm, kv, norm) = (latent?, latent_norm?, kv?, norm?);
+    let latent_out = op.latent.map(|latent| gpu.f32(name, latent)).transpose()?;
     let (batch, _table) = Batch::new(name, &gpu, op.batch)?;
     let finish = finish_param(settle.finish, norm.address());
     let (no_rows, _) = RowsParam::new(name, &gpu, &[])?;
@@ -125,7 +125,7 @@ pub(super) fn settle(op: &AtOnce, out: Target) -> Result<()> {
     let mut params = Params {
         latent: latent.address(),
         latent_norm: latent_norm.address(),
-        latent_out: latent_out.address(),
+        latent_out: latent_out.as_ref().map_or(Address::NULL, |latent| latent.address()),
         kv: kv.address(),
         kv_out: out.address(),
         latent_eps: settle.latent_norm.1,

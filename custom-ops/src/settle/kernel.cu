@@ -45,7 +45,7 @@ struct SettleCompression {
 struct SettleParams {
     const float* latent;  // [tokens, latent_dim]
     const float* latent_norm;
-    float* latent_out;
+    float* latent_out;    // null if the launch after norms it, which then begins when this one has waited
     const float* kv;  // [tokens, dim]
     float* kv_out;
     double latent_eps;
@@ -114,6 +114,7 @@ DEVICE void compress(const SettleCompression& c, uint32_t token, uint32_t sequen
     const uint32_t index = position / c.ratio, own = index * c.ratio;
     const Turn turn = ends ? own_turn(c.finish, own) : no_turn();
     pdl_wait();
+    pdl_trigger();
     if (ends) {
         const PooledWindow window = pooled_window(index, c.ratio, c.overlap != 0, c.finish.dim);
         for (uint32_t channel = threadIdx.x; channel < c.finish.dim; channel += blockDim.x) {
@@ -141,19 +142,22 @@ KERNEL(settle, SettleParams, 512) {
     SHARED(double, scratch);
     float* row = reinterpret_cast<float*>(scratch + 16);
     const uint32_t token = blockIdx.y, sequence = p.batch.sequence[token], position = p.batch.positions[token];
-    pdl_trigger();
+    if (p.latent_out != nullptr) pdl_trigger();
     if (blockIdx.x >= 2) {
         compress(p.of[blockIdx.x - 2u], token, sequence, position, row, scratch);
     } else if (blockIdx.x == 1) {
         const Turn turn = own_turn(p.finish, position);
         const uint32_t dim = p.finish.dim;
         pdl_wait();
+        pdl_trigger();
         for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) row[i] = p.kv[uint64_t(token) * dim + i];
         __syncthreads();
         finish_row(p.finish, row, turn, scratch);
         for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) p.kv_out[uint64_t(token) * dim + i] = row[i];
     } else {
         pdl_wait();
+        pdl_trigger();
+        if (p.latent_out == nullptr) return;
         const float* x = p.latent + uint64_t(token) * p.latent_dim;
         const float scale = rms_scale(x, p.latent_dim, p.latent_eps, scratch);
         for (uint32_t i = threadIdx.x; i < p.latent_dim; i += blockDim.x) {

@@ -13,6 +13,8 @@ use crate::device::cuda::{Gpu, Target};
 use crate::device::timed;
 use crate::device::Workspace;
 use crate::kv::{append_rows, write_rings, Rows};
+#[cfg(cuda_kernels)]
+use crate::matmul::normed_matmuls;
 use crate::{
     matmuls, pool, rms_norm, rope, Matrix, PoolState, Pooling, Ragged, RopeTable, Rounding, Turn,
 };
@@ -86,8 +88,9 @@ pub struct Settle<'a> {
 pub fn settle(mut settle: Settle<'_>, batch: &Ragged, ws: &Workspace) -> Result<(Tensor, Tensor)> {
     #[cfg(gpu_kernels)]
     if settles_at_once(&settle, batch)? {
-        let (mut latent, kv) = at_once(&mut settle, &[], batch, ws)?;
-        return Ok((latent.swap_remove(0), kv));
+        let latent = ws.f32(settle.latent.shape())?;
+        let kv = at_once(&mut settle, &[], std::slice::from_ref(&latent), batch, ws)?;
+        return Ok((latent, kv));
     }
     let (norm, eps) = settle.latent_norm;
     let latent = rms_norm(settle.latent, Some(norm), eps, ws)?;
@@ -111,7 +114,21 @@ pub fn settle_and_project(
 ) -> Result<(Vec<Tensor>, Tensor)> {
     #[cfg(metal_kernels)]
     if crate::device::on_metal(of.kv.device()) && metal::projects_at_once(&of, weights, batch) {
-        return at_once(&mut of, weights, batch, ws);
+        let outs = weights.iter().map(|w| ws.f32((batch.tokens(), w.rows())));
+        let outs = outs.collect::<Result<Vec<_>>>()?;
+        let kv = at_once(&mut of, weights, &outs, batch, ws)?;
+        return Ok((outs, kv));
+    }
+    #[cfg(cuda_kernels)]
+    if let Some(gpu) = Gpu::of(of.kv.device())? {
+        if cuda::settles_at_once(&of, batch)
+            && crate::matmul::cuda::norms(&gpu, weights, batch.tokens())
+        {
+            // The products need nothing else of what is settled, and are made meanwhile.
+            let (latent, norm) = (of.latent, of.latent_norm);
+            let kv = at_once(&mut of, &[], &[], batch, ws)?;
+            return Ok((normed_matmuls(latent, norm, weights, ws)?, kv));
+        }
     }
     let (latent, kv) = settle(of, batch, ws)?;
     Ok((matmuls(&latent, weights, ws)?, kv))
@@ -141,17 +158,18 @@ fn settles_at_once(settle: &Settle<'_>, batch: &Ragged) -> Result<bool> {
     Ok(false)
 }
 
-/// One token of each sequence, in one launch (Metal: for each sequence): the latent, or its products with
-/// weights.
+/// One token of each sequence, in one launch (Metal: for each sequence). To `outs` goes the latent, or its
+/// products with `weights`; nothing if there are none.
 #[cfg(gpu_kernels)]
 fn at_once(
     settle: &mut Settle<'_>,
     weights: &[&Matrix],
+    outs: &[Tensor],
     batch: &Ragged,
     ws: &Workspace,
-) -> Result<(Vec<Tensor>, Tensor)> {
+) -> Result<Tensor> {
     let tokens = batch.tokens();
-    let ((_, latent_dim), (_, dim)) = (settle.latent.dims2()?, settle.kv.dims2()?);
+    let (_, dim) = settle.kv.dims2()?;
     if settle.latent.dim(0)? != tokens || settle.kv.dim(0)? != tokens {
         bail!("settle: {:?} and {:?} for {tokens} tokens", settle.latent.dims(), settle.kv.dims());
     }
@@ -161,20 +179,16 @@ fn at_once(
             list.reserve(span.windows(of.pooling.ratio).len())?;
         }
     }
-    let outs = match weights {
-        [] => vec![ws.f32((tokens, latent_dim))?],
-        _ => weights.iter().map(|w| ws.f32((tokens, w.rows()))).collect::<Result<_>>()?,
-    };
     let kv = ws.f32((tokens, dim))?;
     let op = AtOnce {
         settle,
         batch,
         #[cfg(cuda_kernels)]
-        latent: &outs[0],
+        latent: outs.first(),
         #[cfg(metal_kernels)]
         weights,
         #[cfg(metal_kernels)]
-        outs: &outs,
+        outs,
     };
     let bytes = weights.iter().map(|w| w.byte_len()).sum();
     timed(&kv, || Ok(("settle".to_owned(), bytes)), || kv.inplace_op1(&op))?;
@@ -183,7 +197,7 @@ fn at_once(
             list.advance(span.windows(of.pooling.ratio).len())?;
         }
     }
-    Ok((outs, kv))
+    Ok(kv)
 }
 
 /// What [`pool`] and [`append_rows`] check.
@@ -217,9 +231,9 @@ fn check(of: &Compression<'_>, tokens: usize) -> Result<()> {
 struct AtOnce<'a, 'b> {
     settle: &'a Settle<'b>,
     batch: &'a Ragged,
-    /// The first of the outputs: the latent, unless there are weights.
+    /// Of CUDA, where there are no weights: the normed latent, unless its products norm it.
     #[cfg(cuda_kernels)]
-    latent: &'a Tensor,
+    latent: Option<&'a Tensor>,
     /// Those that the normed latent is multiplied by.
     #[cfg(metal_kernels)]
     weights: &'a [&'a Matrix],

@@ -2,10 +2,11 @@
 
 use candle_core::{Result, Tensor};
 use candle_ds4_ops::{
-    append_rows, pool, settle, write_rings, Compression, Finish, PoolState, Pooling, Ragged, Ring,
-    RopeTable, Rounding, Rows, Settle, Workspace, Yarn,
+    append_rows, pool, settle_and_project, write_rings, Compression, Finish, Format, PoolState,
+    Pooling, Ragged, Ring, RopeTable, Rounding, Rows, Settle, Workspace, Yarn,
 };
 
+use crate::small::matrix;
 use crate::{compare, normal, random, Place};
 
 /// Sequences of a batch as `(tokens before, tokens in it)`, and how they go on.
@@ -174,11 +175,17 @@ fn a_snapshot_keeps_its_rows() {
     });
 }
 
-/// What one new token of each sequence leaves: a compressor's rows and an indexer's keys beside its own.
+/// What one new token of each sequence leaves: a compressor's rows and an indexer's keys beside its own. The
+/// products of a single one's latent are made meanwhile.
 #[test]
 fn tokens_settle_in_one_launch_as_in_many() {
+    settles(&[(127, 1), (3, 1), (6, 1), (0, 1), (255, 1)]);
+    settles(&[(127, 1)]);
+    settles(&[(6, 1)]);
+}
+
+fn settles(of: &[(usize, usize)]) {
     let mut rng = random();
-    let of = [(127, 1), (3, 1), (6, 1), (0, 1), (255, 1)];
     let tokens = of.len();
     let rope = RopeTable::yarn(160_000.0, 64, &Yarn::default());
     let fp8 = Rounding::Fp8 { nope_dim: 448 };
@@ -197,11 +204,12 @@ fn tokens_settle_in_one_launch_as_in_many() {
         );
         let inputs = [1024, 512, width, width, keys_width, keys_width]
             .map(|width| normal(&mut rng, &[tokens, width]));
+        let of_latent = matrix(&mut rng, Format::F16, 96, 1024);
         let norms = [1024, 512, 128].map(|dim| normal(&mut rng, &[dim]));
-        let run = |place: &Place, ws: &Workspace| -> Result<[Vec<Tensor>; 3]> {
+        let run = |place: &Place, ws: &Workspace| -> Result<[Vec<Tensor>; 4]> {
             let past = place.tensor(&past)?;
-            let mut all = sequences(place, &past, pooling.ratio, 512, width, &of)?;
-            let mut keys = sequences(place, &past, pooling.ratio, 128, keys_width, &of)?;
+            let mut all = sequences(place, &past, pooling.ratio, 512, width, of)?;
+            let mut keys = sequences(place, &past, pooling.ratio, 128, keys_width, of)?;
             for sequences in [&all, &keys] {
                 for (index, &(before, _)) in of.iter().enumerate() {
                     let state = &sequences.states[index];
@@ -242,7 +250,7 @@ fn tokens_settle_in_one_launch_as_in_many() {
                     lists: key_rows.iter_mut().collect(),
                 },
             ];
-            let batch = Ragged::new(&of, &place.device())?;
+            let batch = Ragged::new(of, &place.device())?;
             let settling = Settle {
                 latent: &inputs[0],
                 latent_norm: (&norms[0], 1e-6),
@@ -250,18 +258,21 @@ fn tokens_settle_in_one_launch_as_in_many() {
                 finish: finish(&norms[1], rounding),
                 compressions,
             };
-            let (latent, kv) = settle(settling, &batch, ws)?;
-            let mut exact = vec![latent];
+            let of_latent = place.matrix(&of_latent)?;
+            let (products, kv) =
+                settle_and_project(settling, &[&of_latent, &of_latent], &batch, ws)?;
+            let mut exact = Vec::new();
             for state in all.states.iter().chain(&keys.states) {
                 exact.extend([state.values.data().clone(), state.gates.data().clone()]);
             }
             let mut rows = contents(&all)?;
             rows.push(kv);
-            Ok([exact, rows, contents(&keys)?])
+            Ok([exact, rows, contents(&keys)?, products])
         };
         let case = format!("{pooling:?}, {rounding:?}");
-        compare(&case, EXACT, |place, ws| run(place, ws).map(|[exact, _, _]| exact));
-        compare(&case, of_rows, |place, ws| run(place, ws).map(|[_, rows, _]| rows));
-        compare(&case, of_keys, |place, ws| run(place, ws).map(|[_, _, keys]| keys));
+        compare(&case, EXACT, |place, ws| run(place, ws).map(|[exact, ..]| exact));
+        compare(&case, of_rows, |place, ws| run(place, ws).map(|[_, rows, ..]| rows));
+        compare(&case, of_keys, |place, ws| run(place, ws).map(|[_, _, keys, _]| keys));
+        compare(&case, 1e-4, |place, ws| run(place, ws).map(|[.., products]| products));
     }
 }
