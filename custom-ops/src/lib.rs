@@ -29,6 +29,8 @@ pub use blocks::Format;
 pub use compressor::{pool, PoolState, Pooling};
 pub use device::Workspace;
 pub use embed::embed;
+#[cfg(cuda_kernels)]
+pub use experts::ExpertsDown;
 pub use experts::{experts, routed_experts, Mlp};
 pub use hyper_connection::{
     hyper_collapse, hyper_enter, hyper_expand, hyper_head_mix, hyper_leave, hyper_mix, Due,

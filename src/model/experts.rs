@@ -1,7 +1,7 @@
 //! The feed-forward part: routed experts and one that all tokens share.
 
 use candle_core::{Result, Tensor};
-use candle_ds4_ops::{self as ops, Matrix, Mlp};
+use candle_ds4_ops::{self as ops, Given, Matrix, Mlp};
 
 use super::{Router, Step};
 use crate::config::Config;
@@ -49,11 +49,11 @@ impl Experts {
         })
     }
 
-    /// `[tokens, hidden]` → `[tokens, hidden]`.
+    /// `[tokens, hidden]` → `[tokens, hidden]`. The last products may be left to the streams.
     ///
     /// # Errors
     /// If the shapes do not fit.
-    pub fn forward(&self, xs: &Tensor, step: Step<'_>) -> Result<Tensor> {
+    pub fn forward(&self, xs: &Tensor, step: Step<'_>) -> Result<Given> {
         let [routed, shared] =
             [&self.routed, &self.shared].map(|[gate, up, down]| Mlp { gate, up, down });
         let Self { router, clamp, .. } = self;
@@ -72,6 +72,6 @@ impl Experts {
         };
         let (ids, weights) = router.route(xs, step)?;
         observer.experts(self.layer, xs, routed, &ids, &weights, *clamp)?;
-        ops::experts(xs, routed, &ids, &weights, Some(shared), *clamp, step.ws)
+        ops::experts(xs, routed, &ids, &weights, Some(shared), *clamp, step.ws).map(Given::Value)
     }
 }

@@ -57,13 +57,7 @@ impl Streams {
             Tensor::cat(&rows, 0)
         };
         let due = match &self.due {
-            Some(Due { given, mix }) => {
-                let given = match given {
-                    Given::Value(value) => Given::Value(of(value)?),
-                    Given::Product { x, w } => Given::Product { x: of(x)?, w: w.clone() },
-                };
-                Some(Due { given, mix: of(mix)? })
-            }
+            Some(Due { given, mix }) => Some(Due { given: given.select(of)?, mix: of(mix)? }),
             None => None,
         };
         Ok(Self { state: of(&self.state)?, due, mix: None })

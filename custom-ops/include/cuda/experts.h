@@ -2,6 +2,7 @@
 #pragma once
 
 #include "layout.h"
+#include "spread.h"
 #include "route.cuh"
 
 // Slots of a token in the kernels for one token, at most.
@@ -40,6 +41,8 @@ struct ExpertsDownParams {
     uint32_t k;
     uint32_t rounds;  // tiles of 16 rows of a block at most
     float clamp;
+    uint32_t unused;
+    Spread spread;  // if there is one, the result goes there
 };
 
 // Pairs of an item of the kernels for Hopper's matrix units, at most.

@@ -3,6 +3,7 @@
 
 #include "errand.h"
 #include "layout.h"
+#include "spread.h"
 
 // Weights that one launch multiplies with the same activations, at most.
 #define MATMUL_PARTS 8u
@@ -41,6 +42,9 @@ struct MatmulParams {
     const float* norm;  // [cols]
     float norm_eps;
     uint32_t unused_too;
+    // Of `matmul_1`, if there is one: the result goes there. One weight, one group, no cluster; rows a multiple of
+    // 16, cols of 128; all tiles of a block in its rounds.
+    Spread spread;
 };
 
 // Rows to signed bytes with one scale for 32, `scale = max |x| / 127`, ordered for mma.m16n8k32's B:

@@ -28,6 +28,29 @@ DEVICE float warp_totals(float (&v)[16]) {
     return v[0] + shuffle_xor(v[0], 16u);
 }
 
+// Sums of eight values over a warp: lane `4 i ..+4` gets value i's. Fixed order.
+DEVICE float warp_totals8(const float (&v)[8]) {
+    const uint32_t lane = lane_id();
+    float four[4], two[2];
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) {
+        const bool upper = lane & 16u;
+        const float keep = upper ? v[4 + i] : v[i], give = upper ? v[i] : v[4 + i];
+        four[i] = keep + shuffle_xor(give, 16u);
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < 2; i++) {
+        const bool upper = lane & 8u;
+        const float keep = upper ? four[2 + i] : four[i], give = upper ? four[i] : four[2 + i];
+        two[i] = keep + shuffle_xor(give, 8u);
+    }
+    const bool upper = lane & 4u;
+    float one = (upper ? two[1] : two[0]) + shuffle_xor(upper ? two[0] : two[1], 4u);
+    one += shuffle_xor(one, 2u);
+    one += shuffle_xor(one, 1u);
+    return one;
+}
+
 // The sum over all threads, in every thread. `scratch` has room for one value a warp; threads must meet
 // before it is used again.
 template <class T> DEVICE T block_total(T value, T* scratch) {

@@ -1,7 +1,7 @@
 //! On NVIDIA GPUs: one token in two launches, few and many grouped by expert; kernel_*.cu.
 
 mod few;
-pub(super) mod one;
+pub(crate) mod one;
 
 use candle_core::{bail, DType, Result};
 

@@ -6,6 +6,8 @@
 #include "../../include/cuda/gated_unit.cuh"
 #include "../../include/cuda/gemm.cuh"
 #include "../../include/cuda/pieces.cuh"
+#include "../../include/cuda/reduce.cuh"
+#include "../../include/cuda/spread.cuh"
 
 namespace {
 
@@ -63,29 +65,6 @@ DEVICE void slots_of(const ExpertsRoute& route, const uint32_t* keys, uint32_t k
         ids[lane] = min(slot.id, stack - 1u);
         weights[lane] = slot.id < stack ? slot.weight : f32_from_bits(0x7fc00000u);
     }
-}
-
-// Sums of eight values over a warp: lane `4 i ..+4` gets value i's. Fixed order.
-DEVICE float reduce8(const float (&v)[8]) {
-    const uint32_t lane = lane_id();
-    float four[4], two[2];
-#pragma unroll
-    for (uint32_t i = 0; i < 4; i++) {
-        const bool upper = lane & 16u;
-        const float keep = upper ? v[4 + i] : v[i], give = upper ? v[i] : v[4 + i];
-        four[i] = keep + shuffle_xor(give, 16u);
-    }
-#pragma unroll
-    for (uint32_t i = 0; i < 2; i++) {
-        const bool upper = lane & 8u;
-        const float keep = upper ? four[2 + i] : four[i], give = upper ? four[i] : four[2 + i];
-        two[i] = keep + shuffle_xor(give, 8u);
-    }
-    const bool upper = lane & 4u;
-    float one = (upper ? two[1] : two[0]) + shuffle_xor(upper ? two[0] : two[1], 4u);
-    one += shuffle_xor(one, 2u);
-    one += shuffle_xor(one, 1u);
-    return one;
 }
 
 }  // namespace
@@ -191,7 +170,7 @@ DEVICE void fetch_row(EightRows& rows, uint32_t i, const Weight& w, uint32_t exp
 }  // namespace
 
 // Grid: one block a multiprocessor. Shared memory: h as bytes and scales,
-// (k · 2048 + shared cols) · 9 / 8, and sums, rounds · 16 · 16 · 4.
+// (k · 2048 + shared cols) · 9 / 8, sums, rounds · 16 · 16 · 4, and room to spread the rows.
 KERNEL(experts_one_down, ExpertsDownParams, 512) {
     SHARED(unsigned char, shared);
     const uint32_t shared_cols = p.shared_down.rows == 0 ? 0u : p.shared_down.cols;
@@ -227,6 +206,10 @@ KERNEL(experts_one_down, ExpertsDownParams, 512) {
         quantize_to_shared<4>(gated, shared_cols, shared_quants, shared_scales, threadIdx.x - 64u * p.k, shares * 32u);
     }
     pdl_wait();
+    const uint32_t count = (last - first) * 16u;
+    if (p.spread.state != nullptr) {
+        spread_begin(p.spread, spread_room(sums + p.rounds * ONE_WARPS * 16u, count), first * 16u, count);
+    }
     const uint32_t taken = routed ? load_now(p.ids + slot) : expert;
     if (taken != expert) {
         expert = taken;
@@ -276,7 +259,7 @@ KERNEL(experts_one_down, ExpertsDownParams, 512) {
                 }
                 sum[i] = product * d.x - minimum * d.y;
             }
-            const float of_row = reduce8(sum);
+            const float of_row = warp_totals8(sum);
             if (t == 0) sums[((tile - first) * ONE_WARPS + warp) * 16u + half + g] = of_row;
         }
     } else if (pieces != 0) {
@@ -299,7 +282,9 @@ KERNEL(experts_one_down, ExpertsDownParams, 512) {
         }
     }
     __syncthreads();
-    for (uint32_t i = threadIdx.x; i < (last - first) * 16u; i += blockDim.x) {
+    const bool spreads = p.spread.state != nullptr;
+    const SpreadRoom room = spread_room(sums + p.rounds * ONE_WARPS * 16u, count);
+    for (uint32_t i = threadIdx.x; i < count; i += blockDim.x) {
         const float* from = sums + i / 16u * (ONE_WARPS * 16u) + i % 16u;
         float s = 0.0f;
         for (uint32_t k = 0; k < p.k; k++) s += from[(2u * k + i % 16u / 8u) * 16u];
@@ -308,6 +293,10 @@ KERNEL(experts_one_down, ExpertsDownParams, 512) {
             for (uint32_t w = 2u * p.k; w < ONE_WARPS && w - 2u * p.k < pieces; w++) common += from[w * 16u];
             s += common;
         }
-        p.out[first * 16u + i] = s;
+        (spreads ? room.y : p.out + first * 16u)[i] = s;
     }
+    if (!spreads) return;
+    copy_wait<0>();
+    __syncthreads();
+    spread_end(p.spread, room, first * 16u, count);
 }

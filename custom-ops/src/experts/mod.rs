@@ -2,7 +2,7 @@
 
 mod cpu;
 #[cfg(cuda_kernels)]
-mod cuda;
+pub(crate) mod cuda;
 mod groups;
 #[cfg(metal_kernels)]
 mod metal;
@@ -11,6 +11,9 @@ mod one;
 #[cfg(metal_kernels)]
 mod routed;
 
+#[cfg(cuda_kernels)]
+pub use one::ExpertsDown;
+
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
 #[cfg(feature = "cuda-emulator")]
@@ -18,6 +21,7 @@ use crate::device::cuda::emulating;
 #[cfg(cuda_kernels)]
 use crate::device::cuda::{Gpu, Target};
 use crate::device::{host, host_mut, timed, Workspace};
+use crate::hyper_connection::Given;
 use crate::router::{route, Choice};
 use crate::{matmuls, Matrix};
 
@@ -82,7 +86,8 @@ pub fn experts(
             None => Vec::new(),
         };
         let shared = shared.map(|shared| (shared, &products[..]));
-        return one::one(x, routed, one::Route::Chosen { ids, weights }, shared, clamp, ws);
+        return one::one(x, routed, one::Route::Chosen { ids, weights }, shared, clamp, ws)?
+            .compute(ws);
     }
     let out = ws.f32((tokens, hidden))?;
     #[cfg(metal_kernels)]
@@ -110,6 +115,8 @@ pub fn experts(
 
 /// [`experts`] that the router chooses: [`route`] by the logits `router · x[t]`, the weights' sum `scale`.
 ///
+/// The last products may be left to whoever takes the result in.
+///
 /// Shapes: `router` `[n, hidden]`; else as [`experts`]. Errors: as [`route`] and [`experts`].
 /// Source: as those.
 #[allow(clippy::too_many_arguments)]
@@ -122,7 +129,7 @@ pub fn routed_experts(
     shared: Option<Mlp>,
     clamp: f32,
     ws: &Workspace,
-) -> Result<Tensor> {
+) -> Result<Given> {
     #[cfg(metal_kernels)]
     if crate::device::on_metal(x.device()) {
         let (tokens, hidden) = x.dims2()?;
@@ -147,7 +154,7 @@ pub fn routed_experts(
                 clamp,
                 scratch: routed::Scratch::new(tokens, k, routed, shared, ws)?,
             };
-            return of.run(ws);
+            return of.run(ws).map(Given::Value);
         }
     }
     #[cfg(cuda_kernels)]
@@ -161,12 +168,12 @@ pub fn routed_experts(
             let products = matmuls(x, &weights, ws)?;
             let shared = shared.map(|shared| (shared, &products[1..]));
             let route = one::Route::Choose { logits: &products[0], choice, k, scale };
-            return one::one(x, routed, route, shared, clamp, ws);
+            return Ok(Given::Experts(one::one(x, routed, route, shared, clamp, ws)?));
         }
     }
     let logits = matmuls(x, &[router], ws)?.swap_remove(0);
     let (ids, weights) = route(&logits, choice, scale, ws)?;
-    experts(x, routed, &ids, &weights, shared, clamp, ws)
+    experts(x, routed, &ids, &weights, shared, clamp, ws).map(Given::Value)
 }
 
 /// Whether the kernels for one token are for this.

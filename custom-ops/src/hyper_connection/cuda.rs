@@ -2,11 +2,14 @@
 
 use candle_core::{bail, DType, Result, Tensor};
 
-use super::enter::Enter;
+use super::enter::{Due, Enter, Given};
 use super::errand::Errand;
+use super::spread::{Spread, ROWS, SUMS};
 use super::{Collapse, Expand, Kind, Mix};
 use crate::blocks::Format;
-use crate::device::cuda::{Address, Gpu, Kernel, Launch, Target};
+use crate::device::cuda::{Address, Gpu, Kernel, Launch, Scratch, ScratchSize, Target};
+use crate::experts::cuda::one as experts;
+use crate::matmul::cuda as matmul;
 use crate::Matrix;
 
 /// The channels that a cluster with a token on its way in has threads for.
@@ -31,6 +34,24 @@ struct EnterParams {
     eps: f32,
     mix_norm_eps: f32,
     norm_eps: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct EnteredParams {
+    state: Address,
+    sums: Address,
+    scale: Address,
+    base: Address,
+    norm: Address,
+    mix: Address,
+    out: Address,
+    hidden: u32,
+    blocks: u32,
+    eps: f32,
+    mix_norm_eps: f32,
+    norm_eps: f32,
+    unused: u32,
 }
 
 #[repr(C)]
@@ -131,8 +152,89 @@ pub(super) fn enters_at_once(gpu: &Gpu, state: &Tensor, projection: &Matrix) -> 
     Ok(fits && clusters && projection.format() == Format::F16)
 }
 
+/// If what is due is computed by a launch that spreads it over the streams, the blocks of that launch.
+pub(super) fn spreading_blocks(
+    gpu: &Gpu,
+    state: &Tensor,
+    projection: &Matrix,
+    given: &Given,
+) -> Result<Option<usize>> {
+    let (tokens, streams, hidden) = state.dims3()?;
+    if (tokens, streams, projection.rows()) != (1, 4, ROWS) {
+        return Ok(None);
+    }
+    Ok(match given {
+        Given::Value(_) => None,
+        Given::Product { w, .. } if w.rows() == hidden => matmul::spreading_blocks(gpu, w),
+        Given::Product { .. } => None,
+        Given::Experts(_) => experts::spreading_blocks(gpu, hidden),
+    })
+}
+
+/// Scratch for what such a launch leaves.
+pub(super) fn sums_bytes(state: &Tensor, due: Option<&Due>, projection: &Matrix) -> Result<usize> {
+    let (Some(gpu), Some(due)) = (Gpu::of(state.device())?, due) else { return Ok(0) };
+    let blocks = spreading_blocks(&gpu, state, projection, &due.given)?;
+    Ok(blocks.map_or(0, |blocks| ScratchSize::default().add(4 * SUMS * blocks).bytes()))
+}
+
+/// One token whose due is a product: the launch that computes it spreads it.
+fn enter_spread(op: &Enter, due: &Due, blocks: usize, out: Target) -> Result<()> {
+    let name = "hyper_enter";
+    let (_, _, hidden) = op.state.dims3()?;
+    let entrance = op.entrance;
+    let out = out.of(name, DType::F32)?;
+    let gpu = out.gpu();
+    let [state, mix, old] = [op.state, op.mix, &due.mix].map(|tensor| gpu.f32(name, tensor));
+    let (state, mix, old) = (state?, mix?, old?);
+    let [scale, base, norm] =
+        [entrance.scale, entrance.base, entrance.norm].map(|tensor| gpu.f32(name, tensor));
+    let (scale, base, norm) = (scale?, base?, norm?);
+    let sums = Scratch::new(name, &gpu, op.sums.as_ref())?.take(name, 4 * SUMS * blocks)?;
+    // The streams are written through their address while their storage is only borrowed: the borrow
+    // guards the host's struct.
+    let spread = Spread {
+        state: state.address(),
+        due: old.address(),
+        projection: entrance.projection.cuda(name, &gpu)?.plane[0],
+        sums,
+        hidden: hidden as u32,
+        blocks: blocks as u32,
+    };
+    match &due.given {
+        Given::Value(_) => bail!("hyper_enter: a value is not spread"),
+        Given::Product { x, w } => matmul::spread(&gpu, gpu.f32(name, x)?.address(), w, spread)?,
+        Given::Experts(down) => experts::spread(&gpu, down, spread)?,
+    }
+    let params = EnteredParams {
+        state: state.address(),
+        sums,
+        scale: scale.address(),
+        base: base.address(),
+        norm: norm.address(),
+        mix: mix.address(),
+        out: out.address(),
+        hidden: hidden as u32,
+        blocks: blocks as u32,
+        eps: entrance.params.eps,
+        mix_norm_eps: entrance.params.norm_eps as f32,
+        norm_eps: entrance.norm_eps as f32,
+        unused: 0,
+    };
+    let launch = Launch::new(hidden.div_ceil(256), 512).shared(4 * SUMS);
+    // SAFETY: `HyperEnteredParams`; shapes were checked by the op.
+    unsafe { gpu.launch(Kernel("hyper_entered"), launch, &params) }
+}
+
 pub(super) fn enter(op: &Enter, out: Target) -> Result<()> {
     let name = "hyper_enter";
+    if let Some(due) = op.due.filter(|due| !matches!(due.given, Given::Value(_))) {
+        let gpu = Gpu::of(op.state.device())?;
+        let of = |gpu| spreading_blocks(&gpu, op.state, op.entrance.projection, &due.given);
+        if let Some(blocks) = gpu.map(of).transpose()?.flatten() {
+            return enter_spread(op, due, blocks, out);
+        }
+    }
     let (tokens, streams, hidden) = op.state.dims3()?;
     let entrance = op.entrance;
     let out = out.of(name, DType::F32)?;
@@ -204,5 +306,6 @@ mod tests {
     fn the_parameter_struct_is_the_kernels() {
         use std::mem::{offset_of, size_of};
         assert_eq!((size_of::<EnterParams>(), offset_of!(EnterParams, tokens)), (96, 72));
+        assert_eq!((size_of::<EnteredParams>(), offset_of!(EnteredParams, hidden)), (80, 56));
     }
 }

@@ -8,6 +8,8 @@ use crate::device::cuda::{Gpu, Target};
 #[cfg(gpu_kernels)]
 use crate::device::timed;
 use crate::device::Workspace;
+#[cfg(cuda_kernels)]
+use crate::experts::ExpertsDown;
 use crate::{matmul, rms_norm_over, Matrix};
 
 /// What a sub-layer gave, not yet written back to the streams that it came from.
@@ -31,6 +33,9 @@ pub enum Given {
         /// `[hidden, cols]`.
         w: Matrix,
     },
+    /// The last products of one token's experts.
+    #[cfg(cuda_kernels)]
+    Experts(ExpertsDown),
 }
 
 impl From<Tensor> for Given {
@@ -48,14 +53,30 @@ impl Given {
         match self {
             Self::Value(value) => Ok(value.clone()),
             Self::Product { x, w } => matmul(x, w, ws),
+            #[cfg(cuda_kernels)]
+            Self::Experts(down) => down.compute(ws),
         }
+    }
+
+    /// Of some of the tokens: `rows` picks theirs of a tensor.
+    ///
+    /// # Errors
+    /// Those of `rows`.
+    pub fn select(&self, rows: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(match self {
+            Self::Value(value) => Self::Value(rows(value)?),
+            Self::Product { x, w } => Self::Product { x: rows(x)?, w: w.clone() },
+            // There is but one token.
+            #[cfg(cuda_kernels)]
+            Self::Experts(down) => Self::Experts(down.clone()),
+        })
     }
 
     #[cfg(gpu_kernels)]
     pub(super) fn value(&self) -> Result<&Tensor> {
         match self {
             Self::Value(value) => Ok(value),
-            Self::Product { .. } => bail!("hyper_enter: due is a product that nobody computed"),
+            _ => bail!("hyper_enter: due is a product that nobody computed"),
         }
     }
 
@@ -64,6 +85,8 @@ impl Given {
         match self {
             Self::Value(value) => value.dims2().map(|(tokens, hidden)| [tokens, hidden]),
             Self::Product { x, w } => Ok([x.dim(0)?, w.rows()]),
+            #[cfg(cuda_kernels)]
+            Self::Experts(down) => Ok([1, down.hidden()]),
         }
     }
 }
@@ -156,13 +179,20 @@ fn enters_at_once(state: &Tensor, projection: &Matrix) -> Result<bool> {
 
 /// Whether they also compute what is due.
 #[cfg(gpu_kernels)]
-#[cfg_attr(not(metal_kernels), allow(unused_variables, reason = "of Metal's kernels"))]
-fn multiplies_at_once(state: &Tensor, given: &Given) -> bool {
+fn multiplies_at_once(state: &Tensor, projection: &Matrix, given: &Given) -> Result<bool> {
     #[cfg(metal_kernels)]
-    if let (Given::Product { w, .. }, true) = (given, crate::device::on_metal(state.device())) {
-        return super::metal::multiplies_at_once(w);
+    if crate::device::on_metal(state.device()) {
+        return Ok(match given {
+            Given::Product { w, .. } => super::metal::multiplies_at_once(w),
+            _ => false,
+        });
     }
-    false
+    #[cfg(cuda_kernels)]
+    if let Some(gpu) = Gpu::of(state.device())? {
+        return Ok(super::cuda::spreading_blocks(&gpu, state, projection, given)?.is_some());
+    }
+    let _ = (state, projection, given);
+    Ok(false)
 }
 
 /// As few launches as a GPU has kernels for: input and mix (of the head: nothing).
@@ -180,7 +210,7 @@ fn at_once(
     }
     let Entrance { projection, scale, base, norm, params, .. } = entrance;
     let due = match due {
-        Some(Due { given, mix }) if !multiplies_at_once(state, given) => {
+        Some(Due { given, mix }) if !multiplies_at_once(state, projection, given)? => {
             Some(Due { given: given.compute(ws)?.into(), mix: mix.clone() })
         }
         _ => due.cloned(),
@@ -222,14 +252,18 @@ fn at_once(
         mix: &mix,
         #[cfg(metal_kernels)]
         partial: ws.f32(super::metal::partial_values(state)?)?,
+        #[cfg(cuda_kernels)]
+        sums: ws.scratch(super::cuda::sums_bytes(state, due, projection)?)?,
     };
-    let product = match due.map(|due| &due.given) {
-        Some(Given::Product { w, .. }) => w.byte_len(),
-        _ => 0,
+    let (name, product) = match due.map(|due| &due.given) {
+        Some(Given::Product { w, .. }) => ("hyper_enter, product", w.byte_len()),
+        #[cfg(cuda_kernels)]
+        Some(Given::Experts(down)) => ("hyper_enter, experts down", down.byte_len()),
+        _ => ("hyper_enter", 0),
     };
     timed(
         &xs,
-        || Ok(("hyper_enter".to_owned(), projection.byte_len() + product)),
+        || Ok((name.to_owned(), projection.byte_len() + product)),
         || xs.inplace_op1(&enter),
     )?;
     #[cfg(cuda_kernels)]
@@ -249,6 +283,9 @@ pub(super) struct Enter<'a> {
     /// What blocks of channels leave for the second launch.
     #[cfg(metal_kernels)]
     pub(super) partial: Tensor,
+    /// The same of the launch that spreads a product.
+    #[cfg(cuda_kernels)]
+    pub(super) sums: Option<Tensor>,
 }
 
 impl InplaceOp1 for Enter<'_> {

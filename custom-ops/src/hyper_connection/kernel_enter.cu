@@ -8,6 +8,7 @@
 #include "cuda/numbers.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/sinkhorn.cuh"
+#include "cuda/spread.h"
 
 struct HyperEnterParams {
     float* state;                // [tokens, 4, hidden]
@@ -145,7 +146,84 @@ template <uint32_t ROWS, uint32_t BLOCKS> DEVICE void enter(const HyperEnterPara
     }
 }
 
+// |Σ g_i S_i|² by the products of streams with each other: 0 0, 0 1, 0 2, 0 3, 1 1, …
+DEVICE float square_of_sum(const float (&g)[4], const float* products) {
+    float sum = 0.0f;
+    uint32_t at = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) {
+#pragma unroll
+        for (uint32_t j = i; j < 4; j++) sum = fmaf((i == j ? 1.0f : 2.0f) * g[i] * g[j], products[at++], sum);
+    }
+    return fmaxf(sum, 0.0f);
+}
+
 }  // namespace
+
+struct HyperEnteredParams {
+    const float* state;  // [4, hidden], written back
+    const float* sums;   // [SPREAD_SUMS, blocks]: see include/cuda/spread.h
+    const float* scale;  // [3]
+    const float* base;   // [24]
+    const float* norm;   // [hidden]
+    float* mix;          // [24]: gates, and logits of the matrix
+    float* out;          // [hidden]
+    uint32_t hidden;
+    uint32_t blocks;
+    float eps;
+    float mix_norm_eps;
+    float norm_eps;
+};
+
+// The rest of one token's way in, after a launch that spread the result before it: any block can make gates
+// and norm of the sums. Grid: 256 channels a block.
+KERNEL(hyper_entered, HyperEnteredParams, 512) {
+    SHARED(float, totals);  // [SPREAD_SUMS]
+    constexpr uint32_t WARPS = 16, EACH = (SPREAD_SUMS + WARPS - 1u) / WARPS, AT_ONCE = 5;
+    const uint32_t warp = warp_id(), lane = lane_id(), channel = blockIdx.x * 256u + threadIdx.x;
+    const bool active = threadIdx.x < 256u && channel < p.hidden;
+    const float weight = active ? p.norm[channel] : 0.0f;
+    const float base = lane < 24u ? p.base[lane] : 0.0f, scale = p.scale[lane < 4u ? 0u : lane < 8u ? 1u : 2u];
+    pdl_wait();
+    pdl_trigger();
+    float s[4];
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) s[i] = active ? p.state[i * p.hidden + channel] : 0.0f;
+    float v[EACH][AT_ONCE];
+#pragma unroll
+    for (uint32_t j = 0; j < EACH; j++) {
+        const uint32_t value = warp + j * WARPS;
+#pragma unroll
+        for (uint32_t k = 0; k < AT_ONCE; k++) {
+            const uint32_t block = k * 32u + lane;
+            v[j][k] = value < SPREAD_SUMS && block < p.blocks ? p.sums[value * p.blocks + block] : 0.0f;
+        }
+    }
+#pragma unroll
+    for (uint32_t j = 0; j < EACH; j++) {
+        const uint32_t value = warp + j * WARPS;
+        float sum = 0.0f;
+#pragma unroll
+        for (uint32_t k = 0; k < AT_ONCE; k++) sum += v[j][k];
+        for (uint32_t block = AT_ONCE * 32u + lane; value < SPREAD_SUMS && block < p.blocks; block += 32u) sum += p.sums[value * p.blocks + block];
+        sum = warp_sum(sum);
+        if (lane == 0 && value < SPREAD_SUMS) totals[value] = sum;
+    }
+    __syncthreads();
+    const float* products = totals + SPREAD_ROWS;
+    const float mean = (products[0] + products[4] + products[7] + products[9]) / static_cast<float>(4u * p.hidden);
+    const float sum = lane < SPREAD_ROWS ? totals[lane] : 0.0f;
+    const float logit = fmaf(sum * (1.0f / sqrtf(mean + p.mix_norm_eps)), scale, base), open = gate(logit);
+    float gates[4], x = 0.0f;
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) {
+        gates[i] = shuffle(open, i) + p.eps;
+        x = fmaf(gates[i], s[i], x);
+    }
+    const float norm = 1.0f / sqrtf(square_of_sum(gates, products) / static_cast<float>(p.hidden) + p.norm_eps);
+    if (active) p.out[channel] = x * norm * weight;
+    if (blockIdx.x == 0 && warp == 0 && lane < 24u) p.mix[lane] = lane < 4u ? open + p.eps : lane < 8u ? 2.0f * open : logit;
+}
 
 // Names: blocks of a cluster. Grid: any number of clusters. Shared memory: (4 hidden / blocks + 1280) · 4.
 KERNEL(hyper_enter_8, HyperEnterParams, 1024) {

@@ -12,6 +12,8 @@ mod enter;
 mod errand;
 #[cfg(metal_kernels)]
 mod metal;
+#[cfg(cuda_kernels)]
+mod spread;
 
 use candle_core::{bail, CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
@@ -23,6 +25,8 @@ use crate::device::{host, host_mut, timed, Workspace};
 pub use enter::{hyper_enter, hyper_leave, Due, Entrance, Given};
 #[cfg(cuda_kernels)]
 pub(crate) use errand::{Errand, MatrixErrand};
+#[cfg(cuda_kernels)]
+pub(crate) use spread::Spread;
 
 /// The constants of a mix.
 #[derive(Clone, Copy, Debug, PartialEq)]

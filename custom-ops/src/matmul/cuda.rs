@@ -6,7 +6,7 @@ use super::{MatMul, MatMuls};
 use crate::blocks::Format;
 use crate::device::cuda::layout::number;
 use crate::device::cuda::{Address, Gpu, Kernel, Launch, Scratch, ScratchSize, Target, Weight};
-use crate::hyper_connection::MatrixErrand;
+use crate::hyper_connection::{MatrixErrand, Spread};
 use crate::Matrix;
 
 /// Weights of one launch at most; `MATMUL_PARTS` of include/cuda/matmul.h.
@@ -45,6 +45,7 @@ struct FewParams {
     norm: Address,
     norm_eps: f32,
     unused_too: u32,
+    spread: Spread,
 }
 
 #[repr(C)]
@@ -164,6 +165,24 @@ pub(crate) fn norms(gpu: &Gpu, weights: &[&Matrix], tokens: usize) -> bool {
     tokens == 1 && cols <= NORMED_COLS && runs_errands(gpu, weights, tokens)
 }
 
+/// If one token's product can be spread over the streams where it is computed, the blocks of that launch.
+pub(crate) fn spreading_blocks(gpu: &Gpu, w: &Matrix) -> Option<usize> {
+    let few = Few::new(gpu, &[w], 1, 1);
+    let once = few.cluster == 1 && few.most <= WARPS / few.split * few.rounds;
+    let whole = w.rows().is_multiple_of(16) && w.cols().is_multiple_of(128);
+    let room = few.shared + Spread::bytes(16 * few.most) <= gpu.shared_bytes();
+    let fits = w.stack() == 1 && once && whole && room;
+    (fits && path(gpu, &[w], 1, 1) == Path::Few).then_some(few.blocks)
+}
+
+/// One token's product, spread over the streams.
+pub(crate) fn spread(gpu: &Gpu, x: Address, w: &Matrix, spread: Spread) -> Result<()> {
+    let name = "hyper_enter";
+    let beside = Beside { spread, ..Beside::NOTHING };
+    let mut scratch = Scratch::new(name, gpu, None)?;
+    few(name, gpu, x, &[w], &[Address::NULL], 1, 1, beside, &mut scratch)
+}
+
 /// Whether one launch can do all of these.
 pub(super) fn one_launch(gpu: &Gpu, weights: &[&Matrix], tokens: usize) -> bool {
     weights.len() <= PARTS && tokens > 0 && path(gpu, weights, tokens, 1) == Path::Few
@@ -178,6 +197,8 @@ struct Few {
     split: usize,
     rounds: usize,
     x_groups: usize,
+    /// Tiles of a block at most.
+    most: usize,
     /// Whether the bytes of all tokens are in shared memory.
     staged: bool,
     blocks: usize,
@@ -242,7 +263,7 @@ impl Few {
             shared += if has(Format::F16) { 4 * values } else { 0 };
             shared += if has(Format::Q8_0) { values + values / 8 } else { 0 };
         }
-        Self { padded, cluster, block_cols, split, rounds, x_groups, staged, blocks, shared }
+        Self { padded, cluster, block_cols, split, rounds, x_groups, most, staged, blocks, shared }
     }
 
     /// Bytes of the activations as bytes, and of their scales.
@@ -323,10 +344,12 @@ struct Beside {
     errand: MatrixErrand,
     /// Weight of the norm of x, and what is added to the mean square; none without an address.
     norm: (Address, f32),
+    spread: Spread,
 }
 
 impl Beside {
-    const NOTHING: Self = Self { errand: MatrixErrand::NONE, norm: (Address::NULL, 0.0) };
+    const NOTHING: Self =
+        Self { errand: MatrixErrand::NONE, norm: (Address::NULL, 0.0), spread: Spread::NONE };
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -387,6 +410,7 @@ fn few(
         norm: beside.norm.0,
         norm_eps: beside.norm.1,
         unused_too: 0,
+        spread: beside.spread,
     };
     let (mut tiles, mut heft) = (0, 0);
     for (i, (w, out)) in weights.iter().zip(outs).enumerate() {
@@ -407,8 +431,10 @@ fn few(
         true => few.blocks.min(gpu.multiprocessors().max(2) - 1) + 1,
         false => few.blocks * few.cluster,
     };
-    let launch =
-        Launch::new(blocks, 32 * WARPS as u32).cluster(few.cluster as u32).shared(few.shared);
+    let room = if beside.spread.is_some() { Spread::bytes(16 * few.most) } else { 0 };
+    let launch = Launch::new(blocks, 32 * WARPS as u32)
+        .cluster(few.cluster as u32)
+        .shared(few.shared + room);
     // SAFETY: `MatmulParams`; shapes were checked by the op, formats and columns by `path`.
     unsafe { gpu.launch(kernel, launch, &params) }
 }
@@ -499,7 +525,7 @@ mod tests {
     #[test]
     fn the_parameter_structs_are_the_headers() {
         use std::mem::{offset_of, size_of};
-        assert_eq!(size_of::<FewParams>(), 24 + 48 + PARTS * (8 + 8 + 64) + 24 + 16);
+        assert_eq!(size_of::<FewParams>(), 24 + 48 + PARTS * (8 + 8 + 64) + 24 + 16 + 40);
         assert_eq!(offset_of!(FewParams, out), 72 + PARTS * 8);
         assert_eq!((size_of::<QuantizeRows>(), size_of::<HalveRows>()), (40, 32));
         assert_eq!((size_of::<Product>(), offset_of!(Product, tokens)), (88, 80));

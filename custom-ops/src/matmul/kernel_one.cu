@@ -15,6 +15,7 @@
 #include "../../include/cuda/pieces.cuh"
 #include "../../include/cuda/reduce.cuh"
 #include "../../include/cuda/sinkhorn.cuh"
+#include "../../include/cuda/spread.cuh"
 
 namespace {
 
@@ -193,6 +194,9 @@ DEVICE void matmul_one(const MatmulParams& p, unsigned char* shared) {
     x.quants = reinterpret_cast<uint32_t*>(x.plain + (p.has_f16 ? room : 0u));
     x.scales = reinterpret_cast<float*>(x.quants + (p.has_q8_0 ? room / 4u : 0u));
     float* sums = x.scales + (p.has_q8_0 ? room / 32u : 0u);  // [rounds, warps, 16]
+    const bool spreads = p.spread.state != nullptr;
+    const uint32_t first_row = run.first * 16u, rows = (run.last - run.first) * 16u;
+    const SpreadRoom spread = spread_room(sums + p.rounds * MATMUL_WARPS * 16u, rows);
     // What the launch before only stands beside can be waited for at the end.
     const bool early = p.norm != nullptr;
     if (!early) {
@@ -201,6 +205,7 @@ DEVICE void matmul_one(const MatmulParams& p, unsigned char* shared) {
         // no room earlier anyway.
         pdl_trigger();
     }
+    if (spreads) spread_begin(p.spread, spread, first_row, rows);
     stage_x(p, x, p.x + static_cast<uint64_t>(first_group) * cols + columns.first,
             p.groups == 1u ? columns.count : min(p.x_groups, p.groups - first_group) * cols, sums);
     __syncthreads();
@@ -262,16 +267,24 @@ DEVICE void matmul_one(const MatmulParams& p, unsigned char* shared) {
             const Tile tile = parts.find_own(start + min(value, values - 1u) / 16u);
             if (part != 0 || value >= values) continue;
             const uint32_t row = tile.tile * 16u + value % 16u;
-            if (row < p.w[tile.part].rows) p.out[tile.part][row] = s;
+            if (spreads) {
+                spread.y[row - first_row] = s;
+            } else if (row < p.w[tile.part].rows) {
+                p.out[tile.part][row] = s;
+            }
         }
         // Sums stay until they have been read.
         if (size != 1u || start + slots * p.rounds < run.last) cluster_sync();
     }
+    if (!spreads) return;
+    copy_wait<0>();
+    __syncthreads();
+    spread_end(p.spread, spread, first_row, rows);
 }
 
 }  // namespace
 
-// Shared memory: x, and sums.
+// Shared memory: x, sums, and room to spread the rows.
 KERNEL(matmul_1, MatmulParams, 512) {
     SHARED(unsigned char, shared);
     matmul_one(p, shared);

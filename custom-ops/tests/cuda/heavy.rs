@@ -241,7 +241,8 @@ fn one_token_of_the_two_bit_model() {
                 false => Choice::TopK { k: 2, bias: Some(&bias) },
             };
             let (routed, shared) = (mlp(&routed), shared.as_deref().map(mlp));
-            Ok(vec![routed_experts(&x, &router, choice, 1.5, routed, shared, 1.5, ws)?])
+            let given = routed_experts(&x, &router, choice, 1.5, routed, shared, 1.5, ws)?;
+            Ok(vec![given.compute(ws)?])
         });
     }
 }

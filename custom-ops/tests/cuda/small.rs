@@ -170,8 +170,8 @@ fn ways_into_sub_layers() {
         let scale = (normal(&mut rng, &[3]) / f64::from(most)).unwrap();
         let (norm, y) = (normal(&mut rng, &[hidden]), normal(&mut rng, &[tokens, hidden]));
         let due = normal(&mut rng, &[tokens, 24]);
-        let narrow = normal(&mut rng, &[tokens, 32]);
-        let output = matrix(&mut rng, Format::F32, hidden, 32);
+        let narrow = normal(&mut rng, &[tokens, 128]);
+        let output = matrix(&mut rng, Format::F16, hidden, 128);
         // A projection of that many random products, in another order; of many tokens by halves.
         let tolerance = if tokens < 33 || hidden == 96 { 2e-5 } else { 8e-3 };
         compare(&format!("{tokens} of {hidden}"), tolerance, |place, ws| {
@@ -199,8 +199,10 @@ fn ways_into_sub_layers() {
             };
             let given = Given::Product { x: place.tensor(&narrow)?, w: place.matrix(&output)? };
             let after = Due { given, mix: second_mix.clone() };
+            let (third, third_mix) = hyper_enter(&state, Some(&after), entrance, ws)?;
+            let after = Due { given: after.given, mix: third_mix.clone() };
             let last = hyper_leave(&state, Some(&after), of_head, ws)?;
-            Ok(vec![first, mix, second, second_mix, last, state])
+            Ok(vec![first, mix, second, second_mix, third, third_mix, last, state])
         });
     }
 }

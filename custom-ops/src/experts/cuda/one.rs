@@ -4,9 +4,10 @@ use candle_core::{DType, Result};
 
 use super::TABLE_BYTES;
 use crate::blocks::Format;
-use crate::device::cuda::{Address, Kernel, Launch, Target, Weight};
-use crate::experts::one::{One, Route};
+use crate::device::cuda::{Address, Gpu, Kernel, Launch, Target, Weight};
+use crate::experts::one::{ExpertsDown, GateUpOf, Route};
 use crate::experts::Mlp;
+use crate::hyper_connection::Spread;
 use crate::router::cuda::Routing;
 
 /// What the kernels are made for: columns of gate and up, columns of down, slots.
@@ -51,6 +52,8 @@ struct Down {
     k: u32,
     rounds: u32,
     clamp: f32,
+    unused: u32,
+    spread: Spread,
 }
 
 /// A weight that is not there.
@@ -70,11 +73,12 @@ pub(in crate::experts) fn fits(routed: Mlp, shared: Option<Mlp>, k: usize) -> bo
     routed && shared && (1..=SLOTS).contains(&k)
 }
 
-pub(in crate::experts) fn one(op: &One, out: Target) -> Result<()> {
+/// Gate and up of the chosen experts; the target is `h`.
+pub(in crate::experts) fn gate_up(op: &GateUpOf, h: Target) -> Result<()> {
     let name = "experts";
-    let out = out.of(name, DType::F32)?;
-    let gpu = out.gpu();
-    let (x, h, ids) = (gpu.f32(name, op.x)?, gpu.f32(name, op.h)?, gpu.u32(name, op.ids)?);
+    let h = h.of(name, DType::F32)?;
+    let gpu = h.gpu();
+    let (x, ids) = (gpu.f32(name, op.x)?, gpu.u32(name, op.ids)?);
     let k = op.route.k()?;
     let mut held = Vec::new();
     let route = match op.route {
@@ -90,13 +94,6 @@ pub(in crate::experts) fn one(op: &One, out: Target) -> Result<()> {
             RouteParam { ids: Address::NULL, weights: Address::NULL, routing }
         }
     };
-    let mut shared = (Address::NULL, Address::NULL, NO_WEIGHT, 0);
-    if let Some((mlp, products)) = op.shared {
-        let [gate, up] = [0, 1].map(|i| gpu.f32(name, &products[i]));
-        let (gate, up) = (gate?, up?);
-        shared = (gate.address(), up.address(), mlp.down.cuda(name, &gpu)?, mlp.down.cols());
-        held.extend([gate, up]);
-    }
     let blocks = gpu.multiprocessors();
     let params = GateUp {
         x: x.address(),
@@ -111,23 +108,56 @@ pub(in crate::experts) fn one(op: &One, out: Target) -> Result<()> {
     let launch =
         Launch::new(blocks, 512).shared(TABLE_BYTES + HIDDEN + HIDDEN / 8 + 64 + KEYS_BYTES);
     // SAFETY: `ExpertsGateUpParams`; `fits` has compared formats and shapes.
-    unsafe { gpu.launch(Kernel("experts_one_gate_up"), launch, &params)? };
+    unsafe { gpu.launch(Kernel("experts_one_gate_up"), launch, &params) }
+}
+
+/// Their last products and the shared expert's, to memory.
+pub(in crate::experts) fn down(op: &ExpertsDown, out: Target) -> Result<()> {
+    let out = out.of("experts", DType::F32)?;
+    launch_down(&out.gpu(), op, out.address(), Spread::NONE)
+}
+
+/// Whether they can be spread over streams `[4, hidden]`, and the blocks of that launch.
+pub(crate) fn spreading_blocks(gpu: &Gpu, hidden: usize) -> Option<usize> {
+    (hidden == HIDDEN).then(|| gpu.multiprocessors())
+}
+
+/// The same, spread over the streams.
+pub(crate) fn spread(gpu: &Gpu, op: &ExpertsDown, spread: Spread) -> Result<()> {
+    launch_down(gpu, op, Address::NULL, spread)
+}
+
+fn launch_down(gpu: &Gpu, op: &ExpertsDown, out: Address, spread: Spread) -> Result<()> {
+    let name = "experts";
+    let (h, ids) = (gpu.f32(name, &op.h)?, gpu.u32(name, &op.ids)?);
+    let k = op.ids.elem_count();
+    let mut shared = (Address::NULL, Address::NULL, NO_WEIGHT, 0);
+    let mut held = Vec::new();
+    if let Some(([gate, up], w)) = &op.shared {
+        let (gate, up) = (gpu.f32(name, gate)?, gpu.f32(name, up)?);
+        shared = (gate.address(), up.address(), w.cuda(name, gpu)?, w.cols());
+        held.extend([gate, up]);
+    }
+    let blocks = gpu.multiprocessors();
     let rounds = (HIDDEN / 16).div_ceil(blocks);
     let (shared_gate, shared_up, shared_down, shared_inter) = shared;
     let params = Down {
         h: h.address(),
         shared_gate,
         shared_up,
-        out: out.address(),
+        out,
         ids: ids.address(),
-        down: op.routed.down.cuda(name, &gpu)?,
+        down: op.down.cuda(name, gpu)?,
         shared_down,
         k: k as u32,
         rounds: rounds as u32,
         clamp: op.clamp,
+        unused: 0,
+        spread,
     };
+    let room = if spread.is_some() { Spread::bytes(16 * rounds) } else { 0 };
     let values = k * INTER + shared_inter;
-    let launch = Launch::new(blocks, 512).shared(values + values / 8 + rounds * 16 * 16 * 4);
+    let launch = Launch::new(blocks, 512).shared(values + values / 8 + rounds * 16 * 16 * 4 + room);
     // SAFETY: `ExpertsDownParams`, as above.
     unsafe { gpu.launch(Kernel("experts_one_down"), launch, &params) }
 }
@@ -138,6 +168,9 @@ mod tests {
 
     #[test]
     fn the_parameter_structs_are_the_headers() {
-        assert_eq!((size_of::<GateUp>(), size_of::<Down>()), (24 + 64 + 128 + 8, 40 + 128 + 16));
+        assert_eq!(
+            (size_of::<GateUp>(), size_of::<Down>()),
+            (24 + 64 + 128 + 8, 40 + 128 + 16 + 40)
+        );
     }
 }

@@ -141,6 +141,7 @@ fn check_routed(
         let mlp = shared_net.as_ref().map(Net::mlp);
         let by = choice(rule, k, [&bias, &table, &ids]);
         let want = routed_experts(&x, &router, by, 1.5, routed_net.mlp(), mlp, 0.7, &ws)?;
+        let want = want.compute(&ws)?;
         for place in places() {
             let on = |net: &Net| Net(std::array::from_fn(|i| place.matrix(&net.0[i])));
             let (routed_net, shared_net) = (on(&routed_net), shared_net.as_ref().map(on));
@@ -148,7 +149,7 @@ fn check_routed(
             let (router, mlp) = (place.matrix(&router), shared_net.as_ref().map(Net::mlp));
             let by = choice(rule, k, [&bias, &table, &ids]);
             let run = |ws: &Workspace| {
-                routed_experts(&x, &router, by, 1.5, routed_net.mlp(), mlp, 0.7, ws)
+                routed_experts(&x, &router, by, 1.5, routed_net.mlp(), mlp, 0.7, ws)?.compute(ws)
             };
             let (got, log) = record(|| place.run(run));
             let case = format!("{routed:?}, {shared:?}, {tokens} of {k} of {n}, {rule}, {place}");

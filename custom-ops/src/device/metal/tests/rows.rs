@@ -164,6 +164,8 @@ fn few_tokens_enter_a_sub_layer_in_two_launches() -> Result<()> {
                     let given = given.as_ref().map(|given| match given {
                         Given::Value(y) => Given::Value(on(y)),
                         Given::Product { x, w } => Given::Product { x: on(x), w: of(w) },
+                        #[cfg(cuda_kernels)]
+                        Given::Experts(_) => unreachable!("not of this test"),
                     });
                     let due = given.map(|given| Due { given, mix: on(&mix) });
                     let projection = &of(&projection);
