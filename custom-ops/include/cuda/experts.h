@@ -2,8 +2,8 @@
 #pragma once
 
 #include "layout.h"
-#include "spread.h"
 #include "route.cuh"
+#include "spread.h"
 
 // Slots of a token in the kernels for one token, at most.
 #define EXPERTS_ONE_SLOTS 7u

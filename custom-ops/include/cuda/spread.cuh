@@ -10,7 +10,7 @@
 #include "reduce.cuh"
 #include "spread.h"
 
-// A block's `rows` rows (a multiple of 16) in shared memory; Rust's twin of the size is `spread_bytes`.
+// A block's `rows` rows (a multiple of 16) in shared memory; Rust's twin of the size is `Spread::bytes`.
 struct SpreadRoom {
     uint16_t* projection;  // [24, 4, rows]
     float* state;          // [4, rows]
